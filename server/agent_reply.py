@@ -1,0 +1,137 @@
+"""An agent's run → the client: a chat stream, or one completion.
+
+In: a run's events. Out: role, reasoning as it happens, the answer, the finish, usage if asked for,
+`[DONE]`, in this order. Until the first event there is no response yet, so that a run that fails at
+once, or is refused in the queue, is answered with a status; a heartbeat's time of silence opens the
+stream all the same.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+
+import msgspec
+from aiohttp import web
+
+from server.chat_wire import DONE, ChatWire, Tokens, completion, error_event
+from server.errors import error_object, error_response
+from server.keys import OUTCOME, REQUEST_ID, SETTINGS
+from server.sse_writer import SseWriter
+from streaming.events import Event
+from streaming.run import Run
+from streaming.transcript import Transcript
+
+
+async def collect_run(
+    request: web.Request, run: Run, *, created: int, model: str, reasoning_format: str
+) -> web.Response:
+    """The whole run as one completion, or as an error that is not to be retried."""
+    transcript = Transcript(tag_names=request.app[SETTINGS].think_tags)
+    reasoning: list[str] = []
+    async for events in run.reader():
+        reasoning += map(transcript.feed, events)
+    if transcript.failure is not None:
+        request[OUTCOME] = transcript.failure.code
+        return error_response(transcript.failure, work_begun=run.started is not None)
+    reply = completion(
+        run_id=run.id,
+        created=created,
+        model=model,
+        reasoning="".join(reasoning),
+        answer=transcript.answer or "",
+        reasoning_format=reasoning_format,
+        tokens=_tokens(transcript),
+    )
+    return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
+
+
+async def stream_run(
+    request: web.Request,
+    run: Run,
+    *,
+    created: int,
+    model: str,
+    reasoning_format: str,
+    include_usage: bool,
+) -> web.StreamResponse:
+    """The run as a chat stream. Raises ConnectionError when the client is gone."""
+    settings = request.app[SETTINGS]
+    transcript = Transcript(tag_names=settings.think_tags)
+    wire = ChatWire(run_id=run.id, created=created, model=model, include_usage=include_usage)
+    told = _Telling(wire, reasoning_format)
+    reader = run.reader()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(settings.heartbeat_seconds):
+            while not told.anything and (events := await reader.read()):
+                told.reasoning_of(events, transcript)
+    if transcript.failure is not None and not told.anything:
+        request[OUTCOME] = transcript.failure.code
+        return error_response(transcript.failure, work_begun=run.started is not None)
+    writer = SseWriter(
+        heartbeat_seconds=settings.heartbeat_seconds,
+        headers={"x-request-id": request[REQUEST_ID]},
+    )
+    await writer.prepare(request)
+    await writer.send_events(wire.role() + told.take())
+    async for events in reader:
+        told.reasoning_of(events, transcript)
+        await writer.send_events(told.take())
+    request[OUTCOME] = run.outcome or "ok"
+    if transcript.failure is not None:
+        told.failure(error_object(transcript.failure))
+    else:
+        told.answer(transcript.answer or "", _tokens(transcript))
+    await writer.send_events(told.take())
+    await writer.finish()
+    return writer
+
+
+class _Telling:
+    """Collects the events of a stream, in its `reasoning_format`, until they are taken and sent."""
+
+    def __init__(self, wire: ChatWire, reasoning_format: str) -> None:
+        self._wire = wire
+        self._in_tags = reasoning_format == "think_tags"
+        self._silent = reasoning_format == "none"
+        self._think_open = False
+        self._events: list[bytes] = []
+        self.anything = False
+
+    def reasoning_of(self, events: Iterable[Event], transcript: Transcript) -> None:
+        text = "".join(map(transcript.feed, events))
+        if not text:
+            return
+        self.anything = True
+        if self._silent:
+            return
+        if self._in_tags:
+            text = text if self._think_open else "<think>\n" + text
+            self._think_open = True
+            self._events += self._wire.content(text)
+        else:
+            self._events += self._wire.reasoning(text)
+
+    def answer(self, text: str, tokens: Tokens) -> None:
+        self._close_think()
+        self._events += self._wire.content(text)
+        self._events += (self._wire.finish("stop"), self._wire.usage(tokens), DONE)
+
+    def failure(self, error: dict[str, object]) -> None:
+        self._close_think()
+        self._events += (self._wire.finish("error"), error_event(error), DONE)
+
+    def take(self) -> bytes:
+        data = b"".join(self._events)
+        self._events.clear()
+        return data
+
+    def _close_think(self) -> None:
+        if self._think_open:
+            self._think_open = False
+            self._events += self._wire.content("\n</think>\n\n")
+
+
+def _tokens(transcript: Transcript) -> Tokens:
+    return Tokens(
+        transcript.prompt_tokens, transcript.completion_tokens, transcript.reasoning_tokens
+    )

@@ -1,0 +1,113 @@
+"""`POST /v1/chat/completions`: the endpoint. Reads whose model is asked for and hands the request there.
+
+In: a request. Out: an agent's run or an upstream's reply, streamed or whole. A failure before the first
+byte is a status; after it, an error event and `[DONE]`, never a clean stop.
+"""
+
+import secrets
+import time
+from collections.abc import Iterable
+
+import msgspec
+from aiohttp import web
+
+from server.agent_reply import collect_run, stream_run
+from server.chat_request import RoutedRequest, chat_request_of, route_of, run_spec_of
+from server.chat_wire import REASONING_FORMATS
+from server.keys import AGENTS, API_KEY, SETTINGS, SUPERVISOR
+from server.nothink import nothink_body
+from server.relay_reply import send_relayed
+from server.settings import DEFAULT_AGENT, Settings, leave_policy
+from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
+from streaming.relay import ScrubOptions
+
+CHAT_PATH = "/chat/completions"
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """The handler. Raises leaves of SmolgateError, which the middleware answers."""
+    if request.content_type not in {"application/json", "application/octet-stream", "text/plain"}:
+        raise UnsupportedMedia("The request body must be application/json.")
+    body = await request.read()
+    route = route_of(body)
+    settings = request.app[SETTINGS]
+    model = route.model_id
+    if model == settings.model:
+        return await _relay(request, body, route, settings)
+    if model == settings.nothink_model:
+        scrub = ScrubOptions(
+            settings.nothink_scrub, settings.think_tags, settings.think_starts_open
+        )
+        upstream_body = nothink_body(body, settings.model, settings.nothink_directive)
+        return await send_relayed(request, CHAT_PATH, upstream_body, scrub=scrub)
+    return await _run_agent(request, body, agent_for(model, request.app[AGENTS], settings), model)
+
+
+def agent_for(model: str | None, agents: Iterable[str], settings: Settings) -> str:
+    """The agent that answers for a model id. Raises ModelNotFound."""
+    if not model:
+        return DEFAULT_AGENT
+    if model in agents:
+        return model
+    if settings.unknown_model == "agent":
+        return DEFAULT_AGENT
+    raise ModelNotFound(f"The model '{model}' does not exist.", param="model")
+
+
+async def _relay(
+    request: web.Request, body: bytes, route: RoutedRequest, settings: Settings
+) -> web.StreamResponse:
+    if not isinstance(route.model, str):  # upstreams know the string alone
+        body = msgspec.json.encode(msgspec.json.decode(body) | {"model": settings.model})
+    return await send_relayed(request, CHAT_PATH, body, scrub=None)
+
+
+async def _run_agent(
+    request: web.Request, body: bytes, agent: str, model: str | None
+) -> web.StreamResponse:
+    settings = request.app[SETTINGS]
+    asked = chat_request_of(body)
+    reasoning_format = asked.reasoning_format or settings.reasoning_format
+    if reasoning_format not in REASONING_FORMATS:
+        raise InvalidRequest(
+            f"'reasoning_format' must be one of {', '.join(REASONING_FORMATS)}.",
+            param="reasoning_format",
+        )
+    spec = run_spec_of(
+        asked,
+        run_id=f"chatcmpl-{secrets.token_hex(14)}",
+        agent=agent,
+        tag_names=settings.think_tags,
+    )
+    async with request.app[SUPERVISOR].run(
+        spec,
+        key=request.get(API_KEY, ""),
+        leave_seconds=_leave_seconds(request, settings),
+    ) as run:
+        created = int(time.time())
+        if asked.stream:
+            include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+            return await stream_run(
+                request,
+                run,
+                created=created,
+                model=model or agent,
+                reasoning_format=reasoning_format,
+                include_usage=include_usage,
+            )
+        return await collect_run(
+            request, run, created=created, model=model or agent, reasoning_format=reasoning_format
+        )
+
+
+def _leave_seconds(request: web.Request, settings: Settings) -> float:
+    wanted = request.headers.get("X-On-Disconnect")
+    if wanted is None:
+        return settings.on_disconnect
+    try:
+        return leave_policy(wanted.strip().lower())
+    except ValueError:
+        raise InvalidRequest(
+            "The header X-On-Disconnect must be cancel, finish or a number of seconds.",
+            param="X-On-Disconnect",
+        ) from None

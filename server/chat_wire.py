@@ -1,0 +1,119 @@
+"""The JSON of chat completions, as pure functions: the order and the shapes of WIRE's chat stream.
+
+In: pieces of text, a finish reason, counts, errors. Out: ready server-sent events, one ASCII `data:`
+line each, or a whole completion.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+DONE = b"data: [DONE]\n\n"
+# A long answer is split so that no event nears the 64 KiB at which line-based readers fail: at most
+# twelve bytes a character (a surrogate pair, escaped).
+MAX_CHARACTERS = 4096
+MAX_THINK_CHARACTERS = 24_000
+TRUNCATED = "…\n[truncated]"
+
+REASONING_FORMATS = ("deepseek-legacy", "deepseek", "think_tags", "none")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Counts of a whole run."""
+
+    prompt: int
+    completion: int
+    reasoning: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
+        }
+
+
+class ChatWire:
+    """Makes the events of one stream; `created` is in whole seconds since the epoch."""
+
+    def __init__(self, *, run_id: str, created: int, model: str, include_usage: bool) -> None:
+        head = {"id": run_id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._head = json.dumps(head)[:-1]
+        self._usage_null = ', "usage": null' if include_usage else ""
+        self._include_usage = include_usage
+
+    def role(self) -> bytes:
+        return self._chunk('{"role": "assistant", "content": ""}')
+
+    def reasoning(self, text: str) -> Iterator[bytes]:
+        """The same text under both names that clients read."""
+        for piece in _pieces(text):
+            quoted = json.dumps(piece)
+            yield self._chunk(f'{{"reasoning_content": {quoted}, "reasoning": {quoted}}}')
+
+    def content(self, text: str) -> Iterator[bytes]:
+        for piece in _pieces(text):
+            yield self._chunk(f'{{"content": {json.dumps(piece)}}}')
+
+    def finish(self, reason: str) -> bytes:
+        return self._chunk("{}", json.dumps(reason))
+
+    def usage(self, tokens: Tokens) -> bytes:
+        """The usage chunk, or nothing where it was not asked for."""
+        if not self._include_usage:
+            return b""
+        usage = json.dumps(tokens.as_json())
+        return f'data: {self._head}, "choices": [], "usage": {usage}}}\n\n'.encode("ascii")
+
+    def _chunk(self, delta: str, finish: str = "null") -> bytes:
+        return (
+            f'data: {self._head}, "choices": [{{"index": 0, "delta": {delta}, '
+            f'"finish_reason": {finish}}}]{self._usage_null}}}\n\n'
+        ).encode("ascii")
+
+
+def error_event(error: dict[str, Any]) -> bytes:
+    """An error in a stream; `[DONE]` follows it."""
+    return f"data: {json.dumps({'error': error})}\n\n".encode("ascii")
+
+
+def completion(
+    *,
+    run_id: str,
+    created: int,
+    model: str,
+    reasoning: str,
+    answer: str,
+    reasoning_format: str,
+    tokens: Tokens,
+) -> dict[str, Any]:
+    """A whole chat completion; `reasoning_format` says where the reasoning stands."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer}
+    reasoning = reasoning.strip("\n")
+    if reasoning and reasoning_format in {"deepseek-legacy", "think_tags"}:
+        message["content"] = f"<think>\n{truncated(reasoning)}\n</think>\n\n{answer}"
+    if reasoning and reasoning_format in {"deepseek-legacy", "deepseek"}:
+        message["reasoning_content"] = message["reasoning"] = reasoning
+    return {
+        "id": run_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "usage": tokens.as_json(),
+    }
+
+
+def truncated(reasoning: str) -> str:
+    """At most MAX_THINK_CHARACTERS of it, said so where some is missing."""
+    if len(reasoning) <= MAX_THINK_CHARACTERS:
+        return reasoning
+    return reasoning[:MAX_THINK_CHARACTERS] + TRUNCATED
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for begin in range(0, len(text), MAX_CHARACTERS):
+        yield text[begin : begin + MAX_CHARACTERS]

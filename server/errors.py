@@ -1,0 +1,87 @@
+"""Errors → OpenAI's error JSON. The one place that does it.
+
+In: a `SmolgateError`, aiohttp's own HTTP errors, or anything else. Out: a response, or the bytes of an
+error event. `x-should-retry: false` is set once work has begun, since the SDKs repeat every 5xx.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDict
+
+from server.keys import REQUEST_ID
+from streaming.events import Failure
+from streaming.failures import (
+    BodyTooLarge,
+    ClientError,
+    InvalidRequest,
+    MethodNotAllowed,
+    RouteNotFound,
+    SmolgateError,
+    UnsupportedMedia,
+)
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+OF_HTTP_STATUS: dict[int, tuple[type[ClientError], str]] = {
+    404: (RouteNotFound, "There is no such route."),
+    405: (MethodNotAllowed, "This route does not take this method."),
+    413: (BodyTooLarge, "The request body is too large."),
+    415: (UnsupportedMedia, "The request body is of a type that is not taken here."),
+}
+
+
+def error_object(error: SmolgateError | Failure) -> dict[str, Any]:
+    """The `error` object of a body or an event."""
+    return {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param if isinstance(error, SmolgateError) else None,
+        "code": error.code,
+    }
+
+
+def error_response(error: SmolgateError | Failure, *, work_begun: bool = False) -> web.Response:
+    """An error as a whole response. `work_begun` keeps the SDKs from starting it again."""
+    headers: CIMultiDict[str] = CIMultiDict()
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers["Retry-After"] = f"{retry_after:.0f}"
+    if work_begun:
+        headers["x-should-retry"] = "false"
+    return web.Response(
+        status=error.status,
+        body=msgspec.json.encode({"error": error_object(error)}),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+@web.middleware
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong before the first byte leaves as OpenAI's error JSON."""
+    try:
+        return await handler(request)
+    except SmolgateError as error:
+        return error_response(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        kind, message = OF_HTTP_STATUS.get(error.status, (InvalidRequest, error.reason))
+        response = error_response(kind(message))
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except ConnectionError:
+        raise  # the client left; there is nobody to answer
+    except Exception:
+        log.exception("request %s failed", request.get(REQUEST_ID, ""))
+        return error_response(
+            SmolgateError("The server failed on this request.", code="internal_error"),
+            work_begun=True,
+        )

@@ -1,0 +1,24 @@
+"""The typed keys under which the application and its requests keep their state."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from server.settings import Settings
+from streaming.agent_context import AgentFactory
+from streaming.supervisor import Supervisor
+from streaming.upstream import Upstream
+
+if TYPE_CHECKING:  # loaded only where the embedded model is used
+    from server.embedded import EmbeddedUpstream
+
+SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
+UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
+SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
+AGENTS: web.AppKey[Mapping[str, AgentFactory]] = web.AppKey("agents")
+EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
+
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+API_KEY: web.RequestKey[str] = web.RequestKey("api_key", str)
+OUTCOME: web.RequestKey[str] = web.RequestKey("outcome", str)

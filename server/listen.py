@@ -1,0 +1,73 @@
+"""Listens, says where, and stops in good order.
+
+In: settings and agents. Out: a server until SIGTERM or SIGINT; then it admits nothing more, lets runs
+finish for `DRAIN_SECONDS`, ends them, and returns. A second signal ends the process at once.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from server.app import create_app
+from server.keys import SUPERVISOR
+from server.settings import Settings
+from streaming.agent_context import AgentFactory
+
+log = logging.getLogger("server")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve(settings: Settings, agents: Mapping[str, AgentFactory]) -> None:
+    """Serve until told to stop. Raises OSError where it cannot listen."""
+    app = create_app(settings, agents)
+    # Without handler_cancellation a handler never learns that its client left.
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, _on_signal, told)
+    _say_what_is_missing(settings)
+    await runner.setup()
+    try:
+        site = _site(runner, settings)
+        await site.start()
+        log.info("listening on %s", _address(runner, settings))
+        await told.wait()
+        log.info("stopping; a second signal stops at once")
+        await app[SUPERVISOR].drain(settings.drain_seconds)
+    finally:
+        await runner.cleanup()
+
+
+def _on_signal(told: asyncio.Event) -> None:
+    if told.is_set():
+        os._exit(1)
+    told.set()
+
+
+def _site(runner: web.AppRunner, settings: Settings) -> web.BaseSite:
+    if settings.unix_socket is not None:
+        return web.UnixSite(runner, settings.unix_socket)
+    return web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+
+
+def _address(runner: web.AppRunner, settings: Settings) -> str:
+    if settings.unix_socket is not None:
+        return f"unix:{settings.unix_socket}"
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+def _say_what_is_missing(settings: Settings) -> None:
+    if settings.embedded:
+        log.warning(
+            "UPSTREAM_OPENAI_BASE is not set: the embedded model %s serves as the upstream",
+            settings.model,
+        )
+    elif settings.token is None:
+        log.warning("HF_TOKEN is not set: the upstream is called without a token")

@@ -1,0 +1,34 @@
+"""The body of a `…-nothink` request → the body that goes up.
+
+In: the client's bytes. Out: the same with the upstream's own model id and the no-think directive on a
+new line at the end of every user message; images and unknown fields survive.
+"""
+
+from typing import Any
+
+import msgspec
+
+from streaming.failures import InvalidRequest
+
+
+def nothink_body(body: bytes, model: str, directive: str) -> bytes:
+    """Raises InvalidRequest where the messages are not of the chat schema."""
+    request = msgspec.json.decode(body)
+    messages = request.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("'messages' must hold at least one message.", param="messages")
+    request["model"] = model
+    if directive:
+        request["messages"] = [_directed(message, directive) for message in messages]
+    return msgspec.json.encode(request)
+
+
+def _directed(message: Any, directive: str) -> Any:
+    if not isinstance(message, dict) or message.get("role") != "user":
+        return message
+    content = message.get("content")
+    if isinstance(content, str):
+        return message | {"content": f"{content}\n{directive}"}
+    if isinstance(content, list):
+        return message | {"content": [*content, {"type": "text", "text": f"\n{directive}"}]}
+    return message

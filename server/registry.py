@@ -1,0 +1,99 @@
+"""The agents that this server has: ids → factories, checked before anything is served.
+
+In: the `AGENTS` setting, `id=module:attribute` or `id=path/to/saved/folder`. Out: factories, the default
+agent among them. Raises `BadSetting`, which says which entry cannot work and why.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smolagents import CodeAgent, Model, MultiStepAgent, ToolCallingAgent
+from smolagents.models import MODEL_REGISTRY
+
+from server import code_writing_agent
+from server.settings import DEFAULT_AGENT, BadSetting
+from streaming.agent_context import AgentContext, AgentFactory, call_factory
+
+AGENT_CLASSES = {agent.__name__: agent for agent in (CodeAgent, ToolCallingAgent)}
+PLACEHOLDER = "smolgate.ModelOfTheRun"
+
+
+def load_agents(agents: Mapping[str, str], *, embedded: bool) -> dict[str, AgentFactory]:
+    """Every agent's factory. Each is called once, to see that it works. Raises BadSetting."""
+    factories: dict[str, AgentFactory] = {DEFAULT_AGENT: code_writing_agent.create_agent}
+    for name, source in agents.items():
+        try:
+            factory = _factory_of(source)
+            call_factory(factory, _check_context(embedded))
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise BadSetting(f"AGENTS has {name}={source}, which cannot work: {said}") from error
+        factories[name] = factory
+    return factories
+
+
+def _factory_of(source: str) -> AgentFactory:
+    folder = Path(source)
+    if folder.is_dir():
+        return lambda context: agent_from_folder(folder, context.model)
+    module_name, colon, attribute = source.partition(":")
+    if not colon or not attribute:
+        raise ValueError("it is neither a folder nor of the form module:attribute")
+    factory: Any = importlib.import_module(module_name)
+    for part in attribute.split("."):
+        factory = getattr(factory, part)
+    if isinstance(factory, MultiStepAgent):
+        raise TypeError(
+            "it is an agent; give a function that makes one, since every run needs its own"
+        )
+    if not callable(factory):
+        raise TypeError("it cannot be called")
+    required = [
+        parameter
+        for parameter in inspect.signature(factory).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1:
+        raise TypeError("it takes more than one argument; it is called with the run's context")
+    made: AgentFactory = factory
+    return made
+
+
+def agent_from_folder(folder: Path, model: Any) -> MultiStepAgent:
+    """An agent that `agent.save()` wrote, with the run's model in place of its own.
+
+    smolagents' own loader first makes the saved model, which fails without that model's key.
+    """
+    saved = json.loads((folder / "agent.json").read_text())
+    agent_class = AGENT_CLASSES[saved["class"]]
+    saved["model"] = {"class": PLACEHOLDER, "data": {}}
+    saved["tools"] = [
+        {"name": name, "code": (folder / "tools" / f"{name}.py").read_text()}
+        for name in saved["tools"]
+    ]
+    managed = [
+        agent_from_folder(folder / "managed_agents" / name, model)
+        for name in saved["managed_agents"]
+    ]
+    saved["managed_agents"] = []
+    return agent_class.from_dict(saved, model=model, managed_agents=managed)
+
+
+class _Placeholder(Model):  # type: ignore[misc]
+    """Stands for the saved model until the run's own takes its place."""
+
+
+# The registry is smolagents' own way to make a model class known to its loader.
+MODEL_REGISTRY.setdefault(PLACEHOLDER, _Placeholder)
+
+
+def _check_context(embedded: bool) -> AgentContext:
+    def make_model(**_options: Any) -> Any:
+        return _Placeholder(model_id="check")
+
+    return AgentContext(run_id="check", make_model=make_model, embedded=embedded)

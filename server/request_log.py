@@ -1,0 +1,52 @@
+"""One line per request, under its id.
+
+In: every request. Out: an `x-request-id` on every response (the caller's own, where it is harmless)
+and, when the response is over, one log line with method, path, status, seconds and outcome. Never a
+prompt, a header or a key.
+"""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from server.keys import OUTCOME, REQUEST_ID
+
+log = logging.getLogger("server.access")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@web.middleware
+async def request_log_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its id and log it at its end, however it ends."""
+    given = request.headers.get("X-Request-Id", "")
+    request_id = given if _HARMLESS_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    request[REQUEST_ID] = request_id
+    began = time.monotonic()
+    status = 499  # the client left before there was a response
+    try:
+        response = await handler(request)
+        status = response.status
+        if not response.prepared:
+            response.headers["x-request-id"] = request_id
+        return response
+    finally:
+        if log.isEnabledFor(logging.INFO):
+            # `path` is percent-encoded by the caller or refused by aiohttp: it holds no line break.
+            log.info(
+                "%s %s %d %.3fs %s %s",
+                request.method,
+                request.rel_url.raw_path,
+                status,
+                time.monotonic() - began,
+                request.get(
+                    OUTCOME, "ok" if status < 400 else "refused" if status < 499 else "gone"
+                ),
+                request_id,
+            )

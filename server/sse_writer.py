@@ -1,0 +1,71 @@
+"""Ready events → the client's socket, with heartbeats, and an end to clients that do not read.
+
+In: the bytes of whole events. Out: an event stream as WIRE asks: headers before the body, a `: ping`
+comment every so often, `[DONE]` by whoever writes it. aiohttp-sse does the heartbeats and the kernel's
+time-out for dead peers; events are written here as they are, several in one write where they are there.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from aiohttp_sse import EventSourceResponse
+
+# A client that takes nothing for this long, its buffers full, is given up.
+STALL_SECONDS = 60.0
+# aiohttp's writer waits for nothing below this.
+UNBLOCKED_BYTES = 64 * 1024
+
+
+class ClientStalled(ConnectionResetError):
+    """The client took nothing for too long; its connection is gone."""
+
+
+class SseWriter(EventSourceResponse):
+    """An event stream to one client. Raises ClientStalled from `send_events` when it stalls."""
+
+    def __init__(
+        self,
+        *,
+        heartbeat_seconds: float,
+        headers: Mapping[str, str] | None = None,
+        status: int = 200,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        super().__init__(
+            status=status,
+            sep="\n",
+            allow_all_methods=True,
+            send_timeout=stall_seconds,
+            ping_interval=heartbeat_seconds,
+        )
+        self._stall_seconds = stall_seconds
+        self.headers.update(headers or {})
+        self.headers["Content-Type"] = "text/event-stream"
+        self.headers["Cache-Control"] = "no-cache, no-transform"
+        self.headers["X-Accel-Buffering"] = "no"
+
+    async def send_events(self, data: bytes) -> None:
+        """Write whole events. Raises ConnectionError when the client left, or stalls."""
+        if not data:
+            return
+        transport = self._req.transport if self._req is not None else None
+        try:
+            if (
+                transport is not None
+                and len(data) < UNBLOCKED_BYTES
+                and not transport.get_write_buffer_size()
+            ):
+                await self.write(data)  # does not wait: no time-out needed
+                return
+            async with asyncio.timeout(self._stall_seconds):
+                await self.write(data)
+        except TimeoutError:
+            self.stop_streaming()
+            if transport is not None:
+                transport.abort()
+            raise ClientStalled("the client reads nothing") from None
+
+    async def finish(self) -> None:
+        """End the stream in good order."""
+        self.stop_streaming()
+        await self.write_eof()

@@ -1,0 +1,135 @@
+"""What flows from a run to its reader: plain values that cross a thread, a pipe or a cluster.
+
+A run yields any number of events and then exactly one terminal event, `Final` or `Failure`.
+No smolagents object is among them. Encoded, an event is a msgpack array that begins with its tag.
+"""
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, tag=True, tag_field="event", array_like=True):
+    """Base of all events."""
+
+
+class Started(Event, frozen=True):
+    """The agent is built. `code_tags` are the marks it puts around code, opening and closing."""
+
+    agent: str
+    code_tags: tuple[str, str] | None = None
+
+
+class ModelDelta(Event, frozen=True):
+    """A piece of what a model writes; `thinking` when it came in the upstream's reasoning field."""
+
+    text: str
+    thinking: bool = False
+
+
+class ModelCalled(Event, frozen=True):
+    """One model call has ended; counts are the upstream's own, 0 where it gave none."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Print(Event, frozen=True):
+    """What the agent's code printed, line breaks included."""
+
+    text: str
+
+
+class Stdout(Event, frozen=True):
+    """What tools and libraries wrote to stdout or stderr during the run."""
+
+    text: str
+
+
+class ToolCall(Event, frozen=True):
+    """A tool was called by name (agents that write code call tools inside it instead)."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Step(Event, frozen=True):
+    """One step has ended. `observation` leaves out what was already printed live."""
+
+    number: int
+    code: str | None = None
+    observation: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    is_final: bool = False
+
+
+class Plan(Event, frozen=True):
+    """A planning step has ended; `text` is the plan."""
+
+    text: str
+
+
+class Note(Event, frozen=True):
+    """Anything else that the agent yielded, as text."""
+
+    text: str
+
+
+class Final(Event, frozen=True):
+    """The run's answer, `None` where it gave none. Terminal."""
+
+    answer: str | None
+
+
+class Failure(Event, frozen=True):
+    """The run failed. The fields are those of `failures.SmolgateError`. Terminal."""
+
+    message: str
+    code: str = "agent_failed"
+    type: str = "agent_error"
+    status: int = 500
+
+
+AnyEvent = (
+    Started
+    | ModelDelta
+    | ModelCalled
+    | Print
+    | Stdout
+    | ToolCall
+    | Step
+    | Plan
+    | Note
+    | Final
+    | Failure
+)
+
+
+def event_bytes(event: Event) -> int:
+    """Roughly what an event holds in memory, in bytes: its longest texts count."""
+    match event:
+        case ModelDelta(text=text) | Print(text=text) | Stdout(text=text) | Note(text=text):
+            return 64 + len(text)
+        case Step(code=code, observation=observation, error=error):
+            return 128 + len(code or "") + len(observation or "") + len(error or "")
+        case Plan(text=text):
+            return 64 + len(text)
+        case ToolCall(arguments=arguments):
+            return 64 + len(arguments)
+        case _:
+            return 64
+
+
+def merged(first: Event, second: Event) -> Event | None:
+    """Two adjacent events as one that says the same, or None where that cannot be."""
+    match first, second:
+        case ModelDelta(), ModelDelta() if first.thinking == second.thinking:
+            return ModelDelta(first.text + second.text, first.thinking)
+        case Print(), Print():
+            return Print(first.text + second.text)
+        case Stdout(), Stdout():
+            return Stdout(first.text + second.text)
+        case _:
+            return None

@@ -1,0 +1,81 @@
+"""smolagents' own interpreter in the run's thread, its prints live.
+
+In: code. Out: each printed line at once, through `on_print`; the step's output at its end. It stops
+between any two operations of the interpreted code, but not inside one C call, and it is no security
+boundary: for trusted prompts only.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from smolagents.local_python_executor import LocalPythonExecutor, PrintContainer
+
+PRINTS = "_print_outputs"
+OPERATIONS = "_operations_count"
+
+
+class InlineInterpreter(LocalPythonExecutor):  # type: ignore[misc]
+    """`on_print` gets every line as it is printed; `check_stop` may raise to end the run."""
+
+    def __init__(
+        self,
+        authorized_imports: Sequence[str] = (),
+        *,
+        on_print: Callable[[str], None],
+        check_stop: Callable[[], None],
+        max_print_outputs_length: int | None = None,
+    ) -> None:
+        # Without a time-out smolagents runs the code in this very thread, so that tools keep its
+        # context variables; its time-out would not stop anything anyway (smolagents #2197).
+        super().__init__(
+            list(authorized_imports),
+            max_print_outputs_length=max_print_outputs_length,
+            timeout_seconds=None,
+        )
+        variables: dict[str, Any] = self.state
+        self.state = _LiveState(variables, on_print=on_print, check_stop=check_stop)
+
+
+class _LiveState(dict[str, Any]):
+    """The interpreter's variables; puts a live container where the prints are collected."""
+
+    def __init__(
+        self,
+        variables: dict[str, Any],
+        *,
+        on_print: Callable[[str], None],
+        check_stop: Callable[[], None],
+    ) -> None:
+        super().__init__(variables)
+        self._on_print = on_print
+        self._check_stop = check_stop
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == PRINTS and not isinstance(value, _LivePrints):
+            value = _LivePrints(self._on_print)
+        elif name == OPERATIONS:
+            value = _CheckedCount(value, self._check_stop)
+        super().__setitem__(name, value)
+
+
+class _LivePrints(PrintContainer):  # type: ignore[misc]
+    def __init__(self, on_print: Callable[[str], None]) -> None:
+        super().__init__()
+        self._on_print = on_print
+
+    def __iadd__(self, text: Any) -> "_LivePrints":
+        self._on_print(str(text))
+        super().__iadd__(text)
+        return self
+
+
+class _CheckedCount(dict[str, int]):
+    """The operations counter, written at every operation: the place to notice a stop."""
+
+    def __init__(self, count: dict[str, int], check_stop: Callable[[], None]) -> None:
+        super().__init__(count)
+        self._check_stop = check_stop
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self._check_stop()
+        super().__setitem__(name, value)

@@ -1,0 +1,1 @@
+"""Where a run lives: interchangeable ways to carry out a `RunSpec`."""

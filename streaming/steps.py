@@ -1,0 +1,137 @@
+"""smolagents' objects → events, and a conversation → its memory.
+
+In: what `agent.run(stream=True)` yields. Out: `Step`, `ToolCall`, `Plan`, `Note` and the final answer
+as text. The oddities of smolagents 1.26 end here: the last step yielded twice at max_steps, an
+`ActionOutput` that only looks final, a step without content before a model error.
+"""
+
+import base64
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image as PillowImage
+from smolagents.agents import ActionOutput, ToolOutput
+from smolagents.memory import ActionStep, FinalAnswerStep, PlanningStep, TaskStep
+from smolagents.memory import ToolCall as AgentToolCall
+from smolagents.models import ChatMessageStreamDelta
+from smolagents.monitoring import Timing
+
+from streaming.events import Event, Note, Plan, Step, ToolCall
+from streaming.run_spec import Image, Turn
+
+CODE_TOOL = "python_interpreter"
+LOGS_MARK = "Execution logs:\n"
+OUTPUT_MARK = "Last output from code snippet:\n"
+
+
+class StepReader:
+    """Turns one run's items into events; `answer` is set once the run has concluded."""
+
+    def __init__(self) -> None:
+        self._last_step: ActionStep | None = None
+        self.answer: str | None = None
+
+    def events(self, item: Any, *, printed_live: bool) -> Iterator[Event]:
+        """The events of one item. `printed_live`: the step's prints have been sent already."""
+        match item:
+            case ActionStep():
+                if item is not self._last_step and _has_content(item):
+                    self._last_step = item
+                    yield _step(item, printed_live=printed_live)
+            case PlanningStep():
+                yield Plan(item.plan)
+            case FinalAnswerStep():
+                self.answer = answer_text(item.output)
+            case AgentToolCall():
+                if item.name != CODE_TOOL:
+                    yield ToolCall(item.id, item.name, answer_text(item.arguments) or "")
+            case ActionOutput() | ToolOutput() | ChatMessageStreamDelta():
+                pass  # contained in the step that follows, or streamed by the model itself
+            case _:
+                yield Note(str(item))
+
+
+def _has_content(step: ActionStep) -> bool:
+    """False for the step that smolagents yields before it raises a model's error."""
+    return bool(step.model_output or step.tool_calls or step.error or step.observations)
+
+
+def _step(step: ActionStep, *, printed_live: bool) -> Step:
+    return Step(
+        number=step.step_number,
+        code=step.code_action,
+        observation=None if step.is_final_answer else _observation(step, printed_live=printed_live),
+        error=str(step.error) if step.error is not None else None,
+        seconds=step.timing.duration or 0.0,
+        is_final=step.is_final_answer,
+    )
+
+
+def _observation(step: ActionStep, *, printed_live: bool) -> str | None:
+    observed = step.observations
+    if not observed or step.code_action is None:
+        return observed or None
+    logs, _, output = (
+        observed.rpartition(OUTPUT_MARK) if OUTPUT_MARK in observed else (observed, "", "")
+    )
+    parts = [] if printed_live else [logs.removeprefix(LOGS_MARK).rstrip("\n")]
+    if output != "None":
+        parts.append(output)
+    return "\n".join(part for part in parts if part) or None
+
+
+def answer_text(value: Any) -> str | None:
+    """A final answer as text: objects as JSON, pictures as Markdown with a data URL, None as None."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, PillowImage.Image):
+        return f"![image](data:image/png;base64,{_png_base64(value)})"
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        return json.dumps(value, ensure_ascii=False, default=_json_default)
+    return str(value)
+
+
+def _json_default(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if hasattr(value, "tolist"):  # numpy
+        return value.tolist()
+    return str(value)
+
+
+def _png_base64(picture: PillowImage.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def memory_of(history: Sequence[Turn]) -> list[TaskStep | ActionStep]:
+    """Earlier turns as the steps of an agent's memory, in order."""
+    now = time.time()
+    steps: list[TaskStep | ActionStep] = []
+    for turn in history:
+        if turn.role == "user":
+            steps.append(TaskStep(task=turn.text, task_images=pictures(turn.images) or None))
+        else:
+            steps.append(
+                ActionStep(step_number=len(steps), timing=Timing(now, now), model_output=turn.text)
+            )
+    return steps
+
+
+def pictures(images: Sequence[Image]) -> list[PillowImage.Image]:
+    """Encoded images as the pictures that smolagents takes. Raises ValueError for what is none."""
+    opened: list[PillowImage.Image] = []
+    for image in images:
+        try:
+            picture = PillowImage.open(io.BytesIO(image.data))
+            picture.load()
+        except (OSError, ValueError, PillowImage.DecompressionBombError):
+            raise ValueError(f"an image of type {image.media_type} cannot be read") from None
+        opened.append(picture)
+    return opened

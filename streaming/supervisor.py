@@ -1,0 +1,281 @@
+"""Every run admitted, timed, stopped and counted.
+
+In: a `RunSpec`. Out: a `Run` whose events end with exactly one terminal event, whatever becomes of the
+worker. A run waits for a slot in the order of arrival, within limits; a slot is free again only when
+the work has really stopped.
+
+The ladder, entered by a client that left, a deadline, a drain, or somebody's wish:
+  at once   the stop signal is set (the model call is cancelled, the jail is killed) and the run's
+            readers get their terminal event;
+  after the grace   the runner is told to use force;
+  after that        the run is stuck: it is counted, and its slot stays taken.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from streaming.agent_run import failure_of
+from streaming.cancellation import StopSignal
+from streaming.channel import Channel
+from streaming.failures import (
+    AgentFailed,
+    Busy,
+    DeadlineExceeded,
+    Draining,
+    RunStopped,
+    SmolgateError,
+)
+from streaming.run import Run
+from streaming.run_spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+# How long a stopped run may take to notice before force is used.
+GRACE_SECONDS = 2.0
+RETRY_AFTER_SECONDS = 5.0
+
+FINISH = float("inf")
+
+
+class Work(Protocol):
+    """A run under way in some runner. `done` resolves when it has really stopped; kill() is force."""
+
+    done: asyncio.Future[None]
+
+    def kill(self) -> None: ...
+
+
+class Runner(Protocol):
+    def start(self, spec: RunSpec, channel: Channel, stop: StopSignal) -> Work: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Admission and deadlines. `max_stuck`: how many stuck runs make the server unready."""
+
+    max_running: int = 32
+    max_queued: int = 128
+    max_per_key: int = 0  # 0: no limit
+    queue_seconds: float = 30.0
+    run_seconds: float = 600.0
+    max_stuck: int = 4
+
+
+class Supervisor:
+    """One per server, on its event loop."""
+
+    def __init__(self, runner: Runner, limits: Limits) -> None:
+        self._runner = runner
+        self.limits = limits
+        self.runs: dict[str, Run] = {}
+        self.stuck = 0
+        self.draining = False
+        self.outcomes: Counter[str] = Counter()
+        self._running = 0
+        self._waiting: deque[tuple[Run, asyncio.Future[None]]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def running(self) -> int:
+        """Runs that hold a slot, those being stopped included."""
+        return self._running
+
+    @property
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    def why_not_ready(self) -> str | None:
+        """Why no work can be taken, in a few words, or None."""
+        if self.draining:
+            return "draining"
+        if self.stuck >= self.limits.max_stuck:
+            return f"{self.stuck} runs do not stop"
+        if self.queued >= self.limits.max_queued and self._running >= self.limits.max_running:
+            return "the queue is full"
+        return None
+
+    @asynccontextmanager
+    async def run(
+        self, spec: RunSpec, *, key: str = "", leave_seconds: float = 0.0
+    ) -> AsyncIterator[Run]:
+        """Admit a run and read it. Leaving early stops it after `leave_seconds` (FINISH: never).
+
+        Raises Busy or Draining at once where it is not admitted; nothing was started then.
+        """
+        async with self.reading(self.submit(spec, key=key), leave_seconds=leave_seconds) as run:
+            yield run
+
+    @asynccontextmanager
+    async def reading(self, run: Run, *, leave_seconds: float = 0.0) -> AsyncIterator[Run]:
+        """Be one of a run's readers. If the last one leaves early, the run is stopped in time."""
+        run.readers += 1
+        try:
+            yield run
+        finally:
+            run.readers -= 1
+            if run.readers == 0 and not run.concluded:
+                self._leave(run, leave_seconds)
+
+    def submit(self, spec: RunSpec, *, key: str = "") -> Run:
+        """Admit a run, which then goes on by itself. Raises Busy, Draining."""
+        self._refuse_if_full(key)
+        run = Run(spec, key=key)
+        self.runs[run.id] = run
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((run, slot))
+        self._fill_slots()
+        self._spawn(self._conduct(run, slot))
+        return run
+
+    def stop(self, run: Run, error: SmolgateError) -> None:
+        """Enter the ladder; the first reason counts. Readers get `error` as their terminal event."""
+        if run.stop_signal.is_set or run.state == "done":
+            return
+        log.info("run %s is stopped: %s", run.id, error.code)
+        run.state = "stopping"
+        run.outcome = error.code
+        run.channel.finish(failure_of(error))
+        run.stop_signal.set(error.code or "stopped")
+
+    async def drain(self, seconds: float) -> None:
+        """Admit nothing more, let runs finish for a while, then stop them, and wait for that."""
+        self.draining = True
+        for run, _ in list(self._waiting):
+            self.stop(run, Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for run in list(self.runs.values()):
+            self.stop(run, RunStopped("The server is stopping.", code="draining"))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=GRACE_SECONDS + 1)
+
+    def _refuse_if_full(self, key: str) -> None:
+        if self.draining:
+            raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
+        if self._running >= self.limits.max_running and self.queued >= self.limits.max_queued:
+            raise Busy(
+                "Too many runs are waiting already: try again later.",
+                retry_after=RETRY_AFTER_SECONDS,
+            )
+        of_key = sum(run.key == key for run in self.runs.values())
+        if self.limits.max_per_key and of_key >= self.limits.max_per_key:
+            raise Busy(
+                "Too many runs of this API key: try again when one has ended.",
+                code="key_limit",
+                retry_after=RETRY_AFTER_SECONDS,
+            )
+
+    async def _conduct(self, run: Run, slot: asyncio.Future[None]) -> None:
+        """One run from the queue to its end."""
+        try:
+            if await self._has_slot(run, slot):
+                try:
+                    await self._work(run)
+                finally:
+                    self._running -= 1
+                    self._fill_slots()
+        except Exception:
+            log.exception("run %s failed", run.id)
+        finally:
+            run.channel.finish(failure_of(AgentFailed("The agent's worker was lost.")))
+            run.state = "done"
+            run.ended = time.time()
+            del self.runs[run.id]
+
+    async def _has_slot(self, run: Run, slot: asyncio.Future[None]) -> bool:
+        """Wait for a slot. False where the run was refused or stopped while it waited."""
+
+        with run.stop_signal.watched_by(slot.cancel):
+            await asyncio.wait([slot], timeout=self.limits.queue_seconds)
+        if slot.done() and not slot.cancelled():
+            return True
+        slot.cancel()
+        self._waiting = deque(entry for entry in self._waiting if entry[0] is not run)
+        run.channel.finish(
+            failure_of(
+                Busy("No run could be started in time: try again later.", code="queue_timeout")
+            )
+        )
+        return False
+
+    async def _work(self, run: Run) -> None:
+        loop = asyncio.get_running_loop()
+        run.started = time.time()
+        run.state = "running"
+        work = self._runner.start(run.spec, run.channel, run.stop_signal)
+        stopped = asyncio.Event()
+        deadline = loop.call_later(self.limits.run_seconds, self._overran, run)
+        try:
+            with run.stop_signal.watched_by(stopped.set):
+                await _first_of(work.done, stopped)
+            if not work.done.done():
+                await self._end(run, work)
+            work.done.exception()
+        finally:
+            deadline.cancel()
+
+    def _overran(self, run: Run) -> None:
+        self.stop(
+            run,
+            DeadlineExceeded(f"The run took longer than {self.limits.run_seconds:g} seconds."),
+        )
+
+    async def _end(self, run: Run, work: Work) -> None:
+        """The ladder's lower rungs, for a run whose stop signal is set."""
+        await asyncio.wait([work.done], timeout=GRACE_SECONDS)
+        if work.done.done():
+            return
+        log.warning("run %s does not stop by itself: using force", run.id)
+        work.kill()
+        await asyncio.wait([work.done], timeout=GRACE_SECONDS)
+        if work.done.done():
+            return
+        log.error("run %s does not stop: its slot stays taken", run.id)
+        self.stuck += 1
+        try:
+            await asyncio.wait([work.done])
+        finally:
+            self.stuck -= 1
+
+    def _leave(self, run: Run, seconds: float) -> None:
+        if seconds <= 0:
+            self.stop(run, RunStopped("The client left.", code="client_gone"))
+        else:
+            self._spawn(self._read_unattended(run, seconds))
+
+    async def _read_unattended(self, run: Run, seconds: float) -> None:
+        """Nobody reads a run that may go on: read it in their place, then stop it."""
+        try:
+            async with asyncio.timeout(None if seconds == FINISH else seconds):
+                async for _ in run.reader():
+                    pass
+        except TimeoutError:
+            if run.readers == 0:
+                self._leave(run, 0)
+
+    def _fill_slots(self) -> None:
+        while self._waiting and self._running < self.limits.max_running:
+            _, slot = self._waiting.popleft()
+            if not slot.done():
+                slot.set_result(None)
+                self._running += 1
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _first_of(done: asyncio.Future[None], stopped: asyncio.Event) -> None:
+    waiting = asyncio.ensure_future(stopped.wait())
+    both: list[asyncio.Future[Any]] = [done, waiting]
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()

@@ -1,0 +1,209 @@
+"""A run's events → what a reader sees: reasoning as Markdown, live, and the answer.
+
+In: events, one by one. Out: pieces of reasoning text as soon as they are certain, cleaned line by
+line; at the end the answer. Nothing appears twice: code that was streamed as tokens is not repeated by
+its step, nor are prints. What the model writes stands as it is, its code fenced; what runs print stands
+in a fence of its own, which is longer than any that prints are likely to hold.
+"""
+
+import re
+
+from sanitize.line_noise import LineDenoiser
+from sanitize.reasoning_lines import LineCleaner, clean_lines
+from sanitize.think import ThinkScrubber, scrub
+from streaming.events import (
+    Event,
+    Failure,
+    Final,
+    ModelCalled,
+    ModelDelta,
+    Note,
+    Plan,
+    Print,
+    Started,
+    Stdout,
+    Step,
+    ToolCall,
+)
+
+NO_ANSWER = "Done."
+OUTPUT_FENCE = "`" * 4
+_PRINTED_ANSWER = re.compile(r"^\s*final answer:[ \t]*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+_OUTPUT_FENCE_LINE = re.compile(rf"^(?=\s{{0,3}}{OUTPUT_FENCE})", re.MULTILINE)
+
+
+class Transcript:
+    """Feed it a run's events; `answer` or `failure` is set by the terminal one.
+
+    `tag_names` are the think tags taken out of everything.
+    """
+
+    def __init__(self, *, tag_names: tuple[str, ...] = ("think", "thank")) -> None:
+        self._tag_names = tag_names
+        self._code_tags = ("<code>", "</code>")
+        self._section: _ModelSection | _OutputSection | None = None
+        self._line_begins = True
+        self._blank_before = True
+        self._streamed = ""  # what the model wrote since the last step
+        self._printed_answer: str | None = None
+        self._printed_rest = ""
+        self.answer: str | None = None
+        self.failure: Failure | None = None
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0
+
+    def feed(self, event: Event) -> str:
+        """The reasoning text that follows from one event; may be empty."""
+        match event:
+            case ModelDelta(text=text, thinking=thinking):
+                if not thinking:
+                    self._streamed += text
+                return self._into_model(text)
+            case Print(text=text) | Stdout(text=text):
+                self._watch_for_answer(text)
+                return self._into_output(text)
+            case Step():
+                return self._leave() + self._step(event)
+            case Plan(text=text):
+                shown = self._already_streamed(text)
+                self._streamed = ""
+                return self._leave() + self._block("" if shown else self._clean(text))
+            case ToolCall(name=name, arguments=arguments):
+                return self._leave() + self._block(self._clean(f"Tool call: `{name}({arguments})`"))
+            case Note(text=text):
+                return self._leave() + self._block(self._clean(text))
+            case Started(code_tags=code_tags):
+                self._code_tags = code_tags or self._code_tags
+                return ""
+            case ModelCalled():
+                self.prompt_tokens += event.prompt_tokens
+                self.completion_tokens += event.completion_tokens
+                self.reasoning_tokens += event.reasoning_tokens
+                return ""
+            case Final(answer=answer):
+                self.answer = self._answer(answer)
+                return self._leave()
+            case Failure():
+                self.failure = event
+                return self._leave()
+            case _:
+                return ""
+
+    def _into_model(self, text: str) -> str:
+        begin = ""
+        if not isinstance(self._section, _ModelSection):
+            begin = self._leave() + self._gap()
+            self._section = _ModelSection(self._code_tags, self._tag_names)
+        return begin + self._said(self._section.feed(text))
+
+    def _into_output(self, text: str) -> str:
+        begin = ""
+        if not isinstance(self._section, _OutputSection):
+            begin = self._leave()
+            self._section = _OutputSection(self._tag_names)
+        body = self._section.feed(text)
+        if body and not self._section.opened:
+            self._section.opened = True
+            body = self._gap() + f"{OUTPUT_FENCE}text\n" + body
+        return begin + self._said(body)
+
+    def _leave(self) -> str:
+        """End the section that is open: what it held back, its fence closed."""
+        section, self._section = self._section, None
+        if section is None:
+            return ""
+        rest = section.flush()
+        if isinstance(section, _OutputSection):
+            if rest and not section.opened:
+                section.opened = True
+                rest = self._gap() + f"{OUTPUT_FENCE}text\n" + rest
+            text = self._said(rest)
+            return (
+                text + self._said(self._end_line() + OUTPUT_FENCE + "\n")
+                if section.opened
+                else text
+            )
+        return self._said(rest)
+
+    def _step(self, step: Step) -> str:
+        parts = []
+        if step.code and not self._already_streamed(step.code):
+            parts.append(f"```python\n{self._clean(step.code, code=True)}\n```")
+        if step.observation and (observation := self._clean(step.observation)):
+            parts.append(f"{OUTPUT_FENCE}text\n{_fence_safe(observation)}\n{OUTPUT_FENCE}")
+        if step.error:
+            parts.append(f"**Error:** {self._clean(step.error)}")
+        parts.append(f"**Step {step.number}** ({step.seconds:.2f} s)")
+        self._streamed = ""
+        return "".join(map(self._block, parts))
+
+    def _clean(self, text: str, *, code: bool = False) -> str:
+        if code:
+            return scrub(text, tag_names=self._tag_names).strip("\n")
+        return clean_lines(text, tag_names=self._tag_names).strip("\n")
+
+    def _block(self, text: str) -> str:
+        return self._said(self._gap() + text + "\n") if text else ""
+
+    def _gap(self) -> str:
+        """What brings a new block to the start of a line, after a blank one."""
+        return "" if self._blank_before else self._end_line() + "\n"
+
+    def _end_line(self) -> str:
+        return "" if self._line_begins else "\n"
+
+    def _said(self, text: str) -> str:
+        if text:
+            self._line_begins = text.endswith("\n")
+            self._blank_before = text.endswith("\n\n")
+        return text
+
+    def _already_streamed(self, text: str) -> bool:
+        return "".join(text.split()) in "".join(self._streamed.split())
+
+    def _watch_for_answer(self, text: str) -> None:
+        lines = self._printed_rest + text
+        whole, _, self._printed_rest = lines.rpartition("\n")
+        if found := _PRINTED_ANSWER.findall(whole):
+            self._printed_answer = found[-1]
+
+    def _answer(self, answer: str | None) -> str:
+        if answer is None or not answer.strip():
+            self._watch_for_answer("\n")
+            answer = self._printed_answer
+        return scrub(answer or "", tag_names=self._tag_names).strip() or NO_ANSWER
+
+
+class _ModelSection:
+    """What the model writes: its code tags become fences, and a fence it leaves open is closed."""
+
+    def __init__(self, code_tags: tuple[str, str], tag_names: tuple[str, ...]) -> None:
+        self._cleaner = LineCleaner(code_block_tags=code_tags, tag_names=tag_names)
+
+    def feed(self, text: str) -> str:
+        return self._cleaner.feed(text)
+
+    def flush(self) -> str:
+        return self._cleaner.flush()
+
+
+class _OutputSection:
+    """What runs print: no Markdown, so no fences in it. `opened` once its own has been written."""
+
+    def __init__(self, tag_names: tuple[str, ...]) -> None:
+        self._scrubber = ThinkScrubber("tags", tag_names)
+        self._denoiser = LineDenoiser()
+        self.opened = False
+
+    def feed(self, text: str) -> str:
+        return _fence_safe(self._denoiser.feed(self._scrubber.feed(text)))
+
+    def flush(self) -> str:
+        rest = self._denoiser.feed(self._scrubber.flush()) + self._denoiser.flush()
+        return _fence_safe(rest)
+
+
+def _fence_safe(text: str) -> str:
+    """A line that would close the fence around it is indented, which Markdown takes as text."""
+    return _OUTPUT_FENCE_LINE.sub("    ", text) if OUTPUT_FENCE in text else text

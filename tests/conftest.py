@@ -1,0 +1,178 @@
+"""Real servers on loopback: a gateway, and an upstream whose replies a test writes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from server.app import create_app
+from server.registry import load_agents
+from server.settings import make_settings
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Script = Callable[[list[dict[str, Any]]], str]
+
+
+@asynccontextmanager
+async def listening(app: web.Application) -> AsyncIterator[str]:
+    """Serve an application as `python -m server` does; yields its address."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
+class Gateway:
+    """A gateway that listens; `session` is a client of it."""
+
+    app: web.Application
+    base: str
+    session: aiohttp.ClientSession
+
+    async def post(self, body: Any, path: str = "/v1/chat/completions", **kwargs: Any) -> Any:
+        """POST JSON; returns (status, headers, parsed JSON)."""
+        async with self.session.post(self.base + path, json=body, **kwargs) as response:
+            return response.status, response.headers, json.loads(await response.read())
+
+    async def stream(self, body: dict[str, Any], **kwargs: Any) -> list[Any]:
+        """POST with `stream`; the parsed data of all events, `[DONE]` as text."""
+        async with self.session.post(
+            self.base + "/v1/chat/completions", json=body | {"stream": True}, **kwargs
+        ) as response:
+            assert response.status == 200, await response.text()
+            return events_of(await response.read())
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for something that no event announces; fails after `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)  # noqa: ASYNC110
+
+
+def events_of(raw: bytes) -> list[Any]:
+    """The data of each event of a stream, parsed where it is JSON."""
+    events = []
+    for block in raw.decode().split("\n\n"):
+        for line in block.splitlines():
+            if line.startswith("data: "):
+                data = line.removeprefix("data: ")
+                events.append(data if data == "[DONE]" else json.loads(data))
+    return events
+
+
+def text_of(events: list[Any], name: str) -> str:
+    """All of one delta field of a stream."""
+    return "".join(
+        choice["delta"].get(name) or ""
+        for event in events
+        if isinstance(event, dict)
+        for choice in event.get("choices", [])
+    )
+
+
+@dataclass
+class FakeUpstream:
+    """An upstream whose handler a test may replace; it keeps the requests it got."""
+
+    handler: Handler
+    base: str = ""
+    requests: list[tuple[web.Request, bytes]] = field(default_factory=list)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.requests.append((request, body))
+        try:
+            return await self.handler(request)
+        except asyncio.CancelledError:
+            self.closed.set()
+            raise
+
+    def bodies(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.requests]
+
+
+def chunk(**delta: Any) -> dict[str, Any]:
+    return {"id": "u", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+
+def scripted(script: Script, *, pieces: int = 4, gate: asyncio.Event | None = None) -> Handler:
+    """A model that answers with what `script` says to the messages, `pieces` characters a delta."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        text = script(json.loads(await request.read())["messages"])
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for begin in range(0, len(text), pieces):
+            if gate is not None:
+                await gate.wait()
+            await _send(response, chunk(content=text[begin : begin + pieces]))
+        finish: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        await _send(response, {"id": "u", "choices": [finish], "usage": usage})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    return handler
+
+
+async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
+    await response.write(f"data: {json.dumps(data)}\n\n".encode())
+
+
+def raw_reply(
+    pieces: list[bytes], content_type: str = "text/event-stream", status: int = 200
+) -> Handler:
+    """An upstream that writes just these bytes, one TCP write each."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status, headers={"Content-Type": content_type})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0)
+        return response
+
+    return handler
+
+
+MakeGateway = Callable[..., Awaitable[Gateway]]
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    """A listening upstream; set its `handler`."""
+    fake = FakeUpstream(scripted(lambda messages: "<code>\nfinal_answer('hello')\n</code>"))
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/v1/{path:.*}", fake.serve)
+    async with listening(app) as base:
+        fake.base = f"{base}/v1"
+        yield fake
+
+
+@pytest.fixture
+async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
+    """Makes gateways in front of the fake upstream; settings and agents as keywords."""
+    async with AsyncExitStack() as stack:
+
+        async def make(agents: dict[str, Any] | None = None, **settings: Any) -> Gateway:
+            settings = {"upstream_base": upstream.base, "model": "up/model"} | settings
+            app = create_app(
+                make_settings(**settings), load_agents({}, embedded=False) | (agents or {})
+            )
+            base = await stack.enter_async_context(listening(app))
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            return Gateway(app, base, session)
+
+        yield make
