@@ -27,6 +27,9 @@ from streaming.stdout import capture_installed
 from streaming.supervisor import Limits, Supervisor
 from streaming.upstream import Target, open_upstream
 
+# A request that comes while the embedded model is still being loaded waits for it.
+EMBEDDED_WAIT_SECONDS = 30.0
+
 
 def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Application:
     """An application that serves these agents and the settings' upstream."""
@@ -35,7 +38,7 @@ def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Ap
         client_max_size=settings.max_body_bytes,
     )
     app[SETTINGS] = settings
-    app[AGENTS] = agents
+    app[AGENTS] = dict(agents)
     if settings.embedded:
         app.cleanup_ctx.append(_embedded)
     app.cleanup_ctx.extend((_upstream, _supervisor))
@@ -65,7 +68,9 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
         base_url = settings.upstream_base or app[EMBEDDED].base_url
         return Target(base_url, settings.token, settings.model)
 
-    async with open_upstream(target) as upstream:
+    embedded = app.get(EMBEDDED)
+    wait_ready = partial(embedded.wait_ready, EMBEDDED_WAIT_SECONDS) if embedded else None
+    async with open_upstream(target, wait_ready=wait_ready) as upstream:
         app[UPSTREAM] = upstream
         yield
 
@@ -105,7 +110,7 @@ def run_means(app: web.Application) -> RunMeans:
         )
 
     return RunMeans(
-        agents=dict(app[AGENTS]),
+        agents=app[AGENTS],
         make_model=make_model,
         make_interpreter=make_interpreter,
         think=think,

@@ -40,7 +40,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         )
         upstream_body = nothink_body(body, settings.model, settings.nothink_directive)
         return await send_relayed(request, CHAT_PATH, upstream_body, scrub=scrub)
-    return await _run_agent(request, body, agent_for(model, request.app[AGENTS], settings), model)
+    agents = request.app[AGENTS]
+    return await _run_agent(request, body, agent_for(model, agents, settings), model)
 
 
 def agent_for(model: str | None, agents: Iterable[str], settings: Settings) -> str:

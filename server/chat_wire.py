@@ -41,22 +41,22 @@ class ChatWire:
 
     def __init__(self, *, run_id: str, created: int, model: str, include_usage: bool) -> None:
         head = {"id": run_id, "object": "chat.completion.chunk", "created": created, "model": model}
-        self._head = json.dumps(head)[:-1]
-        self._usage_null = ', "usage": null' if include_usage else ""
+        self._head = _compact(head)[:-1]
+        self._usage_null = ',"usage":null' if include_usage else ""
         self._include_usage = include_usage
 
     def role(self) -> bytes:
-        return self._chunk('{"role": "assistant", "content": ""}')
+        return self._chunk('{"role":"assistant","content":""}')
 
     def reasoning(self, text: str) -> Iterator[bytes]:
         """The same text under both names that clients read."""
         for piece in _pieces(text):
             quoted = json.dumps(piece)
-            yield self._chunk(f'{{"reasoning_content": {quoted}, "reasoning": {quoted}}}')
+            yield self._chunk(f'{{"reasoning_content":{quoted},"reasoning":{quoted}}}')
 
     def content(self, text: str) -> Iterator[bytes]:
         for piece in _pieces(text):
-            yield self._chunk(f'{{"content": {json.dumps(piece)}}}')
+            yield self._chunk(f'{{"content":{json.dumps(piece)}}}')
 
     def finish(self, reason: str) -> bytes:
         return self._chunk("{}", json.dumps(reason))
@@ -65,19 +65,19 @@ class ChatWire:
         """The usage chunk, or nothing where it was not asked for."""
         if not self._include_usage:
             return b""
-        usage = json.dumps(tokens.as_json())
-        return f'data: {self._head}, "choices": [], "usage": {usage}}}\n\n'.encode("ascii")
+        usage = _compact(tokens.as_json())
+        return f'data: {self._head},"choices":[],"usage":{usage}}}\n\n'.encode("ascii")
 
     def _chunk(self, delta: str, finish: str = "null") -> bytes:
         return (
-            f'data: {self._head}, "choices": [{{"index": 0, "delta": {delta}, '
-            f'"finish_reason": {finish}}}]{self._usage_null}}}\n\n'
+            f'data: {self._head},"choices":[{{"index":0,"delta":{delta},'
+            f'"finish_reason":{finish}}}]{self._usage_null}}}\n\n'
         ).encode("ascii")
 
 
 def error_event(error: dict[str, Any]) -> bytes:
     """An error in a stream; `[DONE]` follows it."""
-    return f"data: {json.dumps({'error': error})}\n\n".encode("ascii")
+    return f"data: {_compact({'error': error})}\n\n".encode("ascii")
 
 
 def completion(
@@ -112,6 +112,10 @@ def truncated(reasoning: str) -> str:
     if len(reasoning) <= MAX_THINK_CHARACTERS:
         return reasoning
     return reasoning[:MAX_THINK_CHARACTERS] + TRUNCATED
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The typed keys under which the application and its requests keep their state."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -16,7 +15,7 @@ if TYPE_CHECKING:  # loaded only where the embedded model is used
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
-AGENTS: web.AppKey[Mapping[str, AgentFactory]] = web.AppKey("agents")
+AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)

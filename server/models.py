@@ -27,7 +27,8 @@ async def get_model(request: web.Request) -> web.Response:
 
 def _models(request: web.Request) -> list[dict[str, Any]]:
     settings = request.app[SETTINGS]
-    owners = dict.fromkeys(request.app[AGENTS], "smolgate")
+    agents = request.app[AGENTS]
+    owners = dict.fromkeys(agents, "smolgate")
     owners |= dict.fromkeys((settings.model, settings.nothink_model), "upstream")
     return [
         {"id": name, "object": "model", "created": _STARTED, "owned_by": owner}

@@ -19,6 +19,9 @@ log = logging.getLogger("server.access")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+# What nginx logs for a client that left before there was a response.
+CLIENT_GONE = 499
+
 _HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -29,7 +32,7 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
     request_id = given if _HARMLESS_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
     request[REQUEST_ID] = request_id
     began = time.monotonic()
-    status = 499  # the client left before there was a response
+    status = CLIENT_GONE
     try:
         response = await handler(request)
         status = response.status
@@ -45,8 +48,14 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
                 request.rel_url.raw_path,
                 status,
                 time.monotonic() - began,
-                request.get(
-                    OUTCOME, "ok" if status < 400 else "refused" if status < 499 else "gone"
-                ),
+                request.get(OUTCOME) or _outcome_of(status),
                 request_id,
             )
+
+
+def _outcome_of(status: int) -> str:
+    if status < 400:
+        return "ok"
+    if status == CLIENT_GONE:
+        return "client_gone"
+    return "refused" if status < 500 else "failed"

@@ -32,8 +32,8 @@ from streaming.failures import (
 )
 from streaming.loop_model import LoopModel, ThinkOptions
 from streaming.run_spec import RunSpec
-from streaming.steps import StepReader, memory_of, pictures
 from streaming.stdout import captured
+from streaming.steps import StepReader, memory_of, pictures
 from streaming.upstream import NOT_NOW
 
 log = logging.getLogger(__name__)

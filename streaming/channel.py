@@ -153,14 +153,16 @@ class Channel:
     def _append(self, event: Event) -> None:
         self._sent += 1
         size = event_bytes(event)
-        self._bytes += size
         if len(self._items) > MERGE_ABOVE and size < MAX_MERGED_BYTES:
             last = self._items[-1]
-            if event_bytes(last) < MAX_MERGED_BYTES and (both := merged(last, event)) is not None:
+            last_size = event_bytes(last)
+            if last_size < MAX_MERGED_BYTES and (both := merged(last, event)) is not None:
                 self._items[-1] = both
+                self._bytes += event_bytes(both) - last_size
                 self._merged += 1
                 return
         self._items.append(event)
+        self._bytes += size
 
     def _release_senders(self) -> None:
         self._room.notify_all()

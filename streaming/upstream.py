@@ -5,9 +5,10 @@ In: request bodies. Out: for the relay the upstream's reply as it is; for agents
 """
 
 import asyncio
+import io
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ CONNECT_SECONDS = 10.0
 FIRST_TOKEN_SECONDS = 300.0
 TOKEN_IDLE_SECONDS = 60.0
 RETRY_AFTER_SECONDS = 5.0
+# A larger body is written piece by piece, so that one upload does not hold up the loop.
+WHOLE_WRITE_BYTES = 1 << 20
 MAX_ERROR_BYTES = 64 * 1024
 # Error statuses that say "not now" rather than "not like this".
 NOT_NOW = frozenset({429, 502, 503, 504})
@@ -104,9 +107,15 @@ _decode_chunk = msgspec.json.Decoder(ChatChunk).decode
 class Upstream:
     """Calls to one upstream. `target` is asked at every call: an embedded server may move."""
 
-    def __init__(self, session: aiohttp.ClientSession, target: Callable[[], Target]) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        target: Callable[[], Target],
+        wait_ready: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._session = session
         self._target = target
+        self._wait_ready = wait_ready
 
     @property
     def model(self) -> str:
@@ -136,7 +145,11 @@ class Upstream:
 
         Read the response through `pieces_of`. Raises UpstreamUnavailable where no answer could be had.
         """
+        if self._wait_ready is not None:
+            await self._wait_ready()
         url = self._target().base_url + path
+        if isinstance(data, bytes) and len(data) > WHOLE_WRITE_BYTES:
+            data = io.BytesIO(data)
         try:
             response = await self._session.request(
                 method,
@@ -182,9 +195,16 @@ class Upstream:
 
 @asynccontextmanager
 async def open_upstream(
-    target: Callable[[], Target], *, connections: int = 0
+    target: Callable[[], Target],
+    *,
+    wait_ready: Callable[[], Awaitable[None]] | None = None,
+    connections: int = 0,
 ) -> AsyncIterator[Upstream]:
-    """An Upstream and the session it owns. `connections` bounds the pool, 0 does not."""
+    """An Upstream and the session it owns.
+
+    `wait_ready` is awaited before every request: an upstream of our own may still be starting.
+    `connections` bounds the pool, 0 does not.
+    """
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
         timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_SECONDS),
@@ -193,7 +213,7 @@ async def open_upstream(
         trust_env=False,
     )
     async with session:
-        yield Upstream(session, target)
+        yield Upstream(session, target, wait_ready)
 
 
 async def pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

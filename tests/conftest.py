@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -56,8 +57,8 @@ class Gateway:
 async def until(condition: Callable[[], object], seconds: float = 10) -> None:
     """Wait for something that no event announces; fails after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
 
 
 def events_of(raw: bytes) -> list[Any]:
@@ -176,3 +177,8 @@ async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
             return Gateway(app, base, session)
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def readme() -> str:
+    return (Path(__file__).parent.parent / "README.md").read_text()

@@ -5,7 +5,16 @@ import json
 import re
 from typing import Any
 
-from conftest import FakeUpstream, MakeGateway, events_of, raw_reply, scripted, text_of, until
+from conftest import (
+    FakeUpstream,
+    MakeGateway,
+    Script,
+    events_of,
+    raw_reply,
+    scripted,
+    text_of,
+    until,
+)
 from smolagents import CodeAgent, tool
 
 from streaming.agent_context import AgentContext
@@ -17,11 +26,11 @@ TWO_STEPS = (
 )
 
 
-def by_turn(*replies: str) -> Any:
+def by_turn(*replies: str) -> Script:
     """A script that answers by how many assistant messages there are already."""
 
     def script(messages: list[dict[str, Any]]) -> str:
-        turn = min(sum(m["role"] == "assistant" for m in messages), len(replies) - 1)
+        turn: int = min(sum(m["role"] == "assistant" for m in messages), len(replies) - 1)
         return replies[turn]
 
     return script

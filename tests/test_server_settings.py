@@ -1,0 +1,83 @@
+"""Settings come from the environment and from flags; what cannot work is refused in one line."""
+
+import pytest
+
+from server.settings import SETTINGS, BadSetting, make_settings, read_settings
+
+
+def test_without_any_setting_the_embedded_model_serves() -> None:
+    settings = read_settings([], {})
+    assert settings.embedded
+    assert settings.model == "SmolLM2-135M-Instruct"
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+
+
+def test_flags_win_over_the_environment_and_names_have_an_order() -> None:
+    environment = {
+        "PORT": "1",
+        "MAX_RUNNING": "5",
+        "UPSTREAM_OPENAI_BASE": "http://up:1/v1/",
+        "API_TOKEN": "third",
+        "HUGGINGFACEHUB_API_TOKEN": "second",
+        "AGENT_MODEL": "",
+    }
+    settings = read_settings(["--port", "2", "--on-disconnect", "finish"], environment)
+    assert (settings.port, settings.max_running) == (2, 5)
+    assert settings.upstream_base == "http://up:1/v1"
+    assert settings.token == "second"
+    assert settings.model == "Qwen/Qwen3-1.7B"
+    assert settings.on_disconnect == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "70000"),
+        ("PORT", "http"),
+        ("UPSTREAM_OPENAI_BASE", "localhost:1"),
+        ("UPSTREAM_OPENAI_BASE", "http://h:99999/v1"),
+        ("UNKNOWN_MODEL", "maybe"),
+        ("NOTHINK_SCRUB", "all"),
+        ("THINK_TAGS", "a b"),
+        ("THINK_STARTS_OPEN", "2"),
+        ("REASONING_FORMAT", "x"),
+        ("HEARTBEAT_SECONDS", "0"),
+        ("MAX_RUNNING", "0"),
+        ("RUN_SECONDS", "nan"),
+        ("ON_DISCONNECT", "leave"),
+        ("AGENTS", "no-source"),
+        ("AGENTS", "a=m:x,a=m:y"),
+        ("LOG_LEVEL", "LOUD"),
+        ("MAX_BODY_BYTES", "10"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named_with_what_is_allowed(name: str, value: str) -> None:
+    with pytest.raises(BadSetting) as raised:
+        read_settings([], {name: value})
+    assert name in str(raised.value)
+    assert repr(value) in str(raised.value)
+    assert "allowed is" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_secret_that_cannot_work_is_not_shown() -> None:
+    with pytest.raises(BadSetting) as raised:
+        read_settings(["--api-keys", "sécret"], {})
+    assert "cret" not in str(raised.value)
+
+
+def test_another_model_needs_an_upstream() -> None:
+    with pytest.raises(BadSetting, match="UPSTREAM_OPENAI_BASE"):
+        read_settings([], {"AGENT_MODEL": "Qwen/Qwen3-1.7B"})
+
+
+def test_secrets_are_not_in_the_settings_repr() -> None:
+    shown = repr(make_settings(token="tok-1", api_keys=("key-1",)))
+    assert "tok-1" not in shown
+    assert "key-1" not in shown
+
+
+def test_the_readme_lists_every_setting(readme: str) -> None:
+    for setting in SETTINGS:
+        for name in setting.names:
+            assert f"`{name}`" in readme, name
