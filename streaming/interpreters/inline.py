@@ -60,13 +60,23 @@ class _LiveState(dict[str, Any]):
 
 
 class _LivePrints(PrintContainer):  # type: ignore[misc]
+    """Collects in a list: smolagents' own container copies all that was printed at every print."""
+
     def __init__(self, on_print: Callable[[str], None]) -> None:
-        super().__init__()
+        self._parts: list[str] = []
         self._on_print = on_print
+
+    @property
+    def value(self) -> str:
+        return "".join(self._parts)
+
+    @value.setter
+    def value(self, text: str) -> None:
+        self._parts = [text]
 
     def __iadd__(self, text: Any) -> "_LivePrints":
         self._on_print(str(text))
-        super().__iadd__(text)
+        self._parts.append(str(text))
         return self
 
 
