@@ -25,9 +25,9 @@ def scrub_reply(
 
     Parameters and errors are ThinkScrubber's; as in a stream, `mode` and `starts_open` are for
     content alone. In mode `reasoning` the moved text is put after the reasoning that is there,
-    in both reasoning fields.
+    in both reasoning fields. What is no such reply comes back as it is.
     """
-    choices = reply.get("choices")
+    choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list):
         return reply
 

@@ -31,6 +31,7 @@ def main() -> int:
 def _run(settings: Settings) -> int:
     from server.listen import serve
     from server.registry import load_agents
+    from streaming.interpreters.jail_pool import JailUnavailable
 
     try:
         agents = load_agents(settings.agents, embedded=settings.embedded)
@@ -40,6 +41,9 @@ def _run(settings: Settings) -> int:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             runner.run(serve(settings, agents))
+        except JailUnavailable as error:
+            print(f"smolgate: JAIL is 'required', and {error}", file=sys.stderr)
+            return 2
         except OSError as error:
             print(f"smolgate: cannot listen: {error}", file=sys.stderr)
             return 1

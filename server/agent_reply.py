@@ -10,16 +10,19 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
 
-import msgspec
 from aiohttp import web
 
-from server.chat_wire import DONE, ChatWire, Tokens, completion, error_event
-from server.errors import error_object, error_response
+from server.chat_wire import DONE, TRUNCATED, ChatWire, Tokens, completion, error_event
+from server.errors import error_object, error_response, unexpected
 from server.keys import OUTCOME, REQUEST_ID, SETTINGS
 from server.sse_writer import SseWriter
 from streaming.events import Event
+from streaming.json_codec import encode_json
 from streaming.run import Run
 from streaming.transcript import Transcript
+
+# A stream carries any amount; one reply that is no stream is held in memory several times over.
+MAX_REASONING_CHARACTERS = 1 << 20
 
 
 async def collect_run(
@@ -27,22 +30,23 @@ async def collect_run(
 ) -> web.Response:
     """The whole run as one completion, or as an error that is not to be retried."""
     transcript = Transcript(tag_names=request.app[SETTINGS].think_tags)
-    reasoning: list[str] = []
+    reasoning = _Collected()
     async for events in run.reader():
-        reasoning += map(transcript.feed, events)
+        for event in events:
+            reasoning.add(transcript.feed(event))
     if transcript.failure is not None:
-        request[OUTCOME] = transcript.failure.code
+        request[OUTCOME] = run.outcome or "failed"
         return error_response(transcript.failure, work_begun=run.started is not None)
     reply = completion(
         run_id=run.id,
         created=created,
         model=model,
-        reasoning="".join(reasoning),
+        reasoning=reasoning.text(),
         answer=transcript.answer or "",
         reasoning_format=reasoning_format,
         tokens=_tokens(transcript),
     )
-    return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
+    return web.Response(body=encode_json(reply), content_type="application/json")
 
 
 async def stream_run(
@@ -65,25 +69,51 @@ async def stream_run(
             while not told.anything and (events := await reader.read()):
                 told.reasoning_of(events, transcript)
     if transcript.failure is not None and not told.anything:
-        request[OUTCOME] = transcript.failure.code
+        request[OUTCOME] = run.outcome or "failed"
         return error_response(transcript.failure, work_begun=run.started is not None)
     writer = SseWriter(
         heartbeat_seconds=settings.heartbeat_seconds,
+        stall_seconds=settings.stall_seconds,
         headers={"x-request-id": request[REQUEST_ID]},
     )
     await writer.prepare(request)
-    await writer.send_events(wire.role() + told.take())
-    async for events in reader:
-        told.reasoning_of(events, transcript)
+    async with writer:
+        try:
+            await writer.send_events(wire.role() + told.take())
+            async for events in reader:
+                told.reasoning_of(events, transcript)
+                await writer.send_events(told.take())
+            request[OUTCOME] = run.outcome or "ok"
+            if transcript.failure is not None:
+                told.failure(error_object(transcript.failure))
+            else:
+                told.answer(transcript.answer or "", _tokens(transcript))
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged there
+            told.failure(error_object(unexpected(request, error)))
         await writer.send_events(told.take())
-    request[OUTCOME] = run.outcome or "ok"
-    if transcript.failure is not None:
-        told.failure(error_object(transcript.failure))
-    else:
-        told.answer(transcript.answer or "", _tokens(transcript))
-    await writer.send_events(told.take())
-    await writer.finish()
+        await writer.write_eof()
     return writer
+
+
+class _Collected:
+    """Reasoning for a reply that is no stream: all of it up to a limit, then a word that it was cut."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._characters = 0
+
+    def add(self, text: str) -> None:
+        if text and self._characters <= MAX_REASONING_CHARACTERS:
+            self._pieces.append(text)
+            self._characters += len(text)
+
+    def text(self) -> str:
+        text = "".join(self._pieces)
+        if len(text) <= MAX_REASONING_CHARACTERS:
+            return text
+        return text[:MAX_REASONING_CHARACTERS] + TRUNCATED
 
 
 class _Telling:

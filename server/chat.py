@@ -5,16 +5,15 @@ byte is a status; after it, an error event and `[DONE]`, never a clean stop.
 """
 
 import secrets
-import time
 from collections.abc import Iterable
 
-import msgspec
 from aiohttp import web
 
 from server.agent_reply import collect_run, stream_run
-from server.chat_request import RoutedRequest, chat_request_of, route_of, run_spec_of
+from server.chat_request import body_for_upstream, chat_request_of, route_of, run_spec_of
 from server.chat_wire import REASONING_FORMATS
-from server.keys import AGENTS, API_KEY, SETTINGS, SUPERVISOR
+from server.idempotency import wish_of
+from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR
 from server.nothink import nothink_body
 from server.relay_reply import send_relayed
 from server.settings import DEFAULT_AGENT, Settings, leave_policy
@@ -33,13 +32,16 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     model = route.model_id
     if model == settings.model:
-        return await _relay(request, body, route, settings)
+        body = body_for_upstream(body, route)
+        return await send_relayed(request, CHAT_PATH, body, scrub=None, finishes=route.choices)
     if model == settings.nothink_model:
         scrub = ScrubOptions(
             settings.nothink_scrub, settings.think_tags, settings.think_starts_open
         )
         upstream_body = nothink_body(body, settings.model, settings.nothink_directive)
-        return await send_relayed(request, CHAT_PATH, upstream_body, scrub=scrub)
+        return await send_relayed(
+            request, CHAT_PATH, upstream_body, scrub=scrub, finishes=route.choices
+        )
     agents = request.app[AGENTS]
     return await _run_agent(request, body, agent_for(model, agents, settings), model)
 
@@ -53,14 +55,6 @@ def agent_for(model: str | None, agents: Iterable[str], settings: Settings) -> s
     if settings.unknown_model == "agent":
         return DEFAULT_AGENT
     raise ModelNotFound(f"The model '{model}' does not exist.", param="model")
-
-
-async def _relay(
-    request: web.Request, body: bytes, route: RoutedRequest, settings: Settings
-) -> web.StreamResponse:
-    if not isinstance(route.model, str):  # upstreams know the string alone
-        body = msgspec.json.encode(msgspec.json.decode(body) | {"model": settings.model})
-    return await send_relayed(request, CHAT_PATH, body, scrub=None)
 
 
 async def _run_agent(
@@ -80,12 +74,16 @@ async def _run_agent(
         agent=agent,
         tag_names=settings.think_tags,
     )
-    async with request.app[SUPERVISOR].run(
-        spec,
-        key=request.get(API_KEY, ""),
-        leave_seconds=_leave_seconds(request, settings),
-    ) as run:
-        created = int(time.time())
+    supervisor, replays = request.app[SUPERVISOR], request.app[REPLAYS]
+    leave_seconds = _leave_seconds(request, settings)
+    caller = request.get(API_KEY, "")
+    wish = wish_of(request.headers, body, caller)
+    run = replays.joinable(wish)
+    if run is None:
+        run = supervisor.submit(spec, key=caller)
+        replays.keep(wish, run)
+    async with supervisor.reading(run, leave_seconds=leave_seconds):
+        created = int(run.created)
         if asked.stream:
             include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return await stream_run(

@@ -27,6 +27,12 @@ class RoutedRequest(msgspec.Struct):
 
     model: str | ModelObject | None = None
     stream: bool | None = None
+    n: Any = None
+
+    @property
+    def choices(self) -> int:
+        """How many choices a reply will have."""
+        return self.n if isinstance(self.n, int) and self.n > 0 else 1
 
     @property
     def model_id(self) -> str | None:
@@ -50,8 +56,8 @@ class ChatRequest(msgspec.Struct):
     stream_options: StreamOptions | None = None
     n: int | None = None
     reasoning_format: str | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: int | float | None = None
+    max_completion_tokens: int | float | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
@@ -59,7 +65,7 @@ class ChatRequest(msgspec.Struct):
     def model_options(self) -> dict[str, object]:
         """Sampling options, which go into every call of the agent's model."""
         options = {
-            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            "max_tokens": _whole(self.max_completion_tokens or self.max_tokens),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
@@ -67,15 +73,41 @@ class ChatRequest(msgspec.Struct):
         return {name: value for name, value in options.items() if value is not None}
 
 
+def _whole(value: float | None) -> float | None:
+    """Some clients write whole numbers as 100.0."""
+    return int(value) if value is not None and value == int(value) else value
+
+
 _route = msgspec.json.Decoder(RoutedRequest)
 _chat = msgspec.json.Decoder(ChatRequest)
 _FIELD = re.compile(r" - at `\$\.?([^`]*)`$")
+_REASONING_DETAILS = re.compile(
+    r"<details\b[^>]*\btype=[\"']reasoning[\"'][^>]*>.*?</details>", re.IGNORECASE | re.DOTALL
+)
 _DATA_URL = re.compile(r"data:(image/[\w.+-]+)((?:;[\w=-]+)*);base64,(.*)", re.DOTALL)
 
 
 def route_of(body: bytes) -> RoutedRequest:
     """Model and stream flag. Raises InvalidRequest for what is no JSON object."""
     return _decoded(_route, body)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The whole body. Raises InvalidRequest for what is no JSON object."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("The request body is not valid JSON.") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    return value
+
+
+def body_for_upstream(body: bytes, route: RoutedRequest) -> bytes:
+    """The body as it came, but for a model given as an object: upstreams know the string alone."""
+    if not isinstance(route.model, ModelObject):
+        return body
+    return msgspec.json.encode(json_object(body) | {"model": route.model.id})
 
 
 def chat_request_of(body: bytes) -> ChatRequest:
@@ -122,8 +154,18 @@ def run_spec_of(
 
 def _turn(role: str, text: str, images: tuple[Image, ...], tag_names: tuple[str, ...]) -> Turn:
     if role == "assistant":
-        return Turn("assistant", scrub(text, mode="block", tag_names=tag_names).strip())
+        return Turn("assistant", _without_reasoning(text, tag_names))
     return Turn("user", text if role == "user" else f"[{role}] {text}", images)
+
+
+def _without_reasoning(text: str, tag_names: tuple[str, ...]) -> str:
+    """An assistant's text without the thoughts that clients send back: think blocks, also those whose
+    opening stood in the prompt, and Open WebUI's details blocks.
+    """
+    text = _REASONING_DETAILS.sub("", text)
+    first = re.search(rf"<\s*(/?)\s*(?:{'|'.join(tag_names)})\b", text, re.IGNORECASE)
+    starts_open = first is not None and first[1] == "/"
+    return scrub(text, mode="block", tag_names=tag_names, starts_open=starts_open).strip()
 
 
 def _read_content(content: Any, index: int) -> tuple[str, tuple[Image, ...]]:

@@ -50,12 +50,12 @@ class ChatWire:
 
     def reasoning(self, text: str) -> Iterator[bytes]:
         """The same text under both names that clients read."""
-        for piece in _pieces(text):
+        for piece in _pieces(text, MAX_CHARACTERS // 2):
             quoted = json.dumps(piece)
             yield self._chunk(f'{{"reasoning_content":{quoted},"reasoning":{quoted}}}')
 
     def content(self, text: str) -> Iterator[bytes]:
-        for piece in _pieces(text):
+        for piece in _pieces(text, MAX_CHARACTERS):
             yield self._chunk(f'{{"content":{json.dumps(piece)}}}')
 
     def finish(self, reason: str) -> bytes:
@@ -118,6 +118,6 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _pieces(text: str) -> Iterator[str]:
-    for begin in range(0, len(text), MAX_CHARACTERS):
-        yield text[begin : begin + MAX_CHARACTERS]
+def _pieces(text: str, characters: int) -> Iterator[str]:
+    for begin in range(0, len(text), characters):
+        yield text[begin : begin + characters]

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -22,7 +21,9 @@ from streaming.failures import (
     RouteNotFound,
     SmolgateError,
     UnsupportedMedia,
+    UpstreamFailed,
 )
+from streaming.json_codec import encode_json
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def error_object(error: SmolgateError | Failure) -> dict[str, Any]:
     return {
         "message": error.message,
         "type": error.type,
-        "param": error.param if isinstance(error, SmolgateError) else None,
+        "param": error.param,
         "code": error.code,
     }
 
@@ -49,14 +50,13 @@ def error_object(error: SmolgateError | Failure) -> dict[str, Any]:
 def error_response(error: SmolgateError | Failure, *, work_begun: bool = False) -> web.Response:
     """An error as a whole response. `work_begun` keeps the SDKs from starting it again."""
     headers: CIMultiDict[str] = CIMultiDict()
-    retry_after = getattr(error, "retry_after", None)
-    if retry_after is not None:
-        headers["Retry-After"] = f"{retry_after:.0f}"
+    if error.retry_after is not None:
+        headers["Retry-After"] = f"{error.retry_after:.0f}"
     if work_begun:
         headers["x-should-retry"] = "false"
     return web.Response(
         status=error.status,
-        body=msgspec.json.encode({"error": error_object(error)}),
+        body=encode_json({"error": error_object(error)}),
         content_type="application/json",
         headers=headers,
     )
@@ -68,7 +68,10 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     try:
         return await handler(request)
     except SmolgateError as error:
-        return error_response(error)
+        # An upstream that broke off may have done the work.
+        return error_response(error, work_begun=isinstance(error, UpstreamFailed))
+    except web.RequestPayloadError:
+        return error_response(InvalidRequest("The request body cannot be decoded."))
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -79,9 +82,11 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         return response
     except ConnectionError:
         raise  # the client left; there is nobody to answer
-    except Exception:
-        log.exception("request %s failed", request.get(REQUEST_ID, ""))
-        return error_response(
-            SmolgateError("The server failed on this request.", code="internal_error"),
-            work_begun=True,
-        )
+    except Exception as error:  # noqa: BLE001 - logged there
+        return error_response(unexpected(request, error), work_begun=True)
+
+
+def unexpected(request: web.Request, error: Exception) -> SmolgateError:
+    """Log an error that nobody foresaw; returns what the client is told."""
+    log.error("request %s failed", request.get(REQUEST_ID, ""), exc_info=error)
+    return SmolgateError("The server failed on this request.", code="internal_error")

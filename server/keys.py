@@ -1,11 +1,14 @@
 """The typed keys under which the application and its requests keep their state."""
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from server.idempotency import Replays
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
+from streaming.interpreters.jail_pool import JailPool
 from streaming.supervisor import Supervisor
 from streaming.upstream import Upstream
 
@@ -17,6 +20,12 @@ UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
+
+JAIL_POOL: web.AppKey[JailPool] = web.AppKey("jail_pool", JailPool)
+REPLAYS: web.AppKey[Replays] = web.AppKey("replays", Replays)
+
+# The handlers of relayed requests under way.
+RELAYS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("relays", set)
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 API_KEY: web.RequestKey[str] = web.RequestKey("api_key", str)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from server.app import create_app
-from server.keys import SUPERVISOR
+from server.drain import drain
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
 
@@ -39,7 +39,7 @@ async def serve(settings: Settings, agents: Mapping[str, AgentFactory]) -> None:
         log.info("listening on %s", _address(runner, settings))
         await told.wait()
         log.info("stopping; a second signal stops at once")
-        await app[SUPERVISOR].drain(settings.drain_seconds)
+        await drain(app, settings.drain_seconds)
     finally:
         await runner.cleanup()
 

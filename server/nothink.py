@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
+from server.chat_request import json_object
 from streaming.failures import InvalidRequest
 
 
 def nothink_body(body: bytes, model: str, directive: str) -> bytes:
     """Raises InvalidRequest where the messages are not of the chat schema."""
-    request = msgspec.json.decode(body)
+    request = json_object(body)
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("'messages' must hold at least one message.", param="messages")

@@ -23,17 +23,26 @@ PLACEHOLDER = "smolgate.ModelOfTheRun"
 
 
 def load_agents(agents: Mapping[str, str], *, embedded: bool) -> dict[str, AgentFactory]:
-    """Every agent's factory. Each is called once, to see that it works. Raises BadSetting."""
+    """Every agent's factory. Each is called twice, to see that it works. Raises BadSetting."""
     factories: dict[str, AgentFactory] = {DEFAULT_AGENT: code_writing_agent.create_agent}
     for name, source in agents.items():
         try:
             factory = _factory_of(source)
-            call_factory(factory, _check_context(embedded))
+            _check(factory, _check_context(embedded))
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise BadSetting(f"AGENTS has {name}={source}, which cannot work: {said}") from error
         factories[name] = factory
     return factories
+
+
+def _check(factory: AgentFactory, context: AgentContext) -> None:
+    """Make two agents, which must not be one. Raises whatever the factory does, and TypeError."""
+    first, second = (call_factory(factory, context) for _ in range(2))
+    for agent in (first, second):
+        getattr(agent, "cleanup", lambda: None)()
+    if first is second:
+        raise TypeError("it returned the same agent twice, and every run needs its own")
 
 
 def _factory_of(source: str) -> AgentFactory:

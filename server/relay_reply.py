@@ -5,26 +5,50 @@ off after its first byte ends in an error event and `[DONE]`; any other body tha
 the client's HTTP library reports.
 """
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
 from server.chat_wire import DONE, error_event
-from server.errors import error_object
-from server.keys import OUTCOME, REQUEST_ID, SETTINGS, UPSTREAM
+from server.drain import counted, refuse_when_draining
+from server.errors import error_object, unexpected
+from server.keys import OUTCOME, REQUEST_ID, SETTINGS, SUPERVISOR, UPSTREAM
 from server.sse_writer import SseWriter
-from streaming.failures import SmolgateError
+from streaming.failures import Draining, SmolgateError
 from streaming.relay import Relayed, ScrubOptions, relay
 
 
 async def send_relayed(
-    request: web.Request, path: str, body: Any, *, scrub: ScrubOptions | None
+    request: web.Request, path: str, body: Any, *, scrub: ScrubOptions | None, finishes: int = 0
 ) -> web.StreamResponse:
     """Relay one request. Raises SmolgateError leaves before the first byte."""
+    refuse_when_draining(request.app)
     headers = request.headers.copy()
     headers["X-Request-Id"] = request[REQUEST_ID]
+    with counted(request.app):
+        return await _send(request, path, headers, body, scrub, finishes)
+
+
+async def _send(
+    request: web.Request,
+    path: str,
+    headers: Mapping[str, str],
+    body: Any,
+    scrub: ScrubOptions | None,
+    finishes: int,
+) -> web.StreamResponse:
+    if request.query_string:
+        path = f"{path}?{request.query_string}"
     async with relay(
-        request.app[UPSTREAM], request.method, path, headers, body, scrub=scrub
+        request.app[UPSTREAM],
+        request.method,
+        path,
+        headers,
+        body,
+        scrub=scrub,
+        finishes=finishes,
     ) as relayed:
         relayed.headers["x-request-id"] = request[REQUEST_ID]
         if relayed.is_event_stream:
@@ -49,18 +73,33 @@ async def _send_body(request: web.Request, relayed: Relayed) -> web.StreamRespon
     return response
 
 
+async def _end_in_error(request: web.Request, writer: SseWriter, error: SmolgateError) -> None:
+    request[OUTCOME] = error.code or "upstream"
+    await writer.send_events(error_event(error_object(error)) + DONE)
+
+
 async def _send_events(request: web.Request, relayed: Relayed) -> web.StreamResponse:
+    settings = request.app[SETTINGS]
     writer = SseWriter(
-        heartbeat_seconds=request.app[SETTINGS].heartbeat_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        stall_seconds=settings.stall_seconds,
         status=relayed.status,
         headers=relayed.headers,
     )
     await writer.prepare(request)
-    try:
-        async for data in relayed.pieces:
-            await writer.send_events(data)
-    except SmolgateError as error:
-        request[OUTCOME] = error.code or "upstream"
-        await writer.send_events(error_event(error_object(error)) + DONE)
-    await writer.finish()
+    async with writer:
+        try:
+            async for data in relayed.pieces:
+                await writer.send_events(data)
+        except SmolgateError as error:
+            await _end_in_error(request, writer, error)
+        except asyncio.CancelledError:
+            if not request.app[SUPERVISOR].draining:
+                raise
+            await _end_in_error(request, writer, Draining("The server is stopping."))
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged there
+            await _end_in_error(request, writer, unexpected(request, error))
+        await writer.write_eof()
     return writer

@@ -5,6 +5,7 @@ and, when the response is over, one log line with method, path, status, seconds 
 prompt, a header or a key.
 """
 
+import asyncio
 import logging
 import re
 import secrets
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from server.keys import OUTCOME, REQUEST_ID
+from server.sse_writer import ClientStalled
 
 log = logging.getLogger("server.access")
 
@@ -39,6 +41,10 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
         if not response.prepared:
             response.headers["x-request-id"] = request_id
         return response
+    except ClientStalled:
+        # Its connection is gone; aiohttp would log a traceback for what is the client's own doing.
+        request[OUTCOME] = "client_stalled"
+        raise asyncio.CancelledError from None
     finally:
         if log.isEnabledFor(logging.INFO):
             # `path` is percent-encoded by the caller or refused by aiohttp: it holds no line break.

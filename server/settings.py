@@ -300,6 +300,75 @@ SETTINGS = (
         "60",
     ),
     Setting(
+        "first_token_seconds",
+        ("FIRST_TOKEN_SECONDS",),
+        300.0,
+        _seconds(0.01),
+        "a number of seconds above 0",
+        "how long the upstream may take to an agent's first token",
+        "300",
+    ),
+    Setting(
+        "token_idle_seconds",
+        ("TOKEN_IDLE_SECONDS",),
+        60.0,
+        _seconds(0.01),
+        "a number of seconds above 0",
+        "how long the upstream may be silent between an agent's tokens",
+        "60",
+    ),
+    Setting(
+        "stall_seconds",
+        ("STALL_SECONDS",),
+        60.0,
+        _seconds(0.01),
+        "a number of seconds above 0",
+        "how long a client may take nothing of its stream before it is given up",
+        "60",
+    ),
+    Setting(
+        "max_per_key",
+        ("MAX_PER_KEY",),
+        0,
+        _whole(0, 1_000_000),
+        "0 to 1000000",
+        "runs of one API key at one time, the waiting ones included; 0: no limit",
+    ),
+    Setting(
+        "idempotency_seconds",
+        ("IDEMPOTENCY_SECONDS",),
+        600.0,
+        _seconds(0),
+        "a number of seconds",
+        "how long a finished run is replayed to its `Idempotency-Key`",
+        "600",
+    ),
+    Setting(
+        "jail",
+        ("JAIL",),
+        "auto",
+        _one_of("auto", "required", "off"),
+        "auto, required or off",
+        "where model-written code runs: in a confined process if possible, always (or no start), or in the server itself",
+    ),
+    Setting(
+        "warm_jails",
+        ("WARM_JAILS",),
+        2,
+        _whole(0, 1000),
+        "0 to 1000",
+        "jails kept ready ahead of demand",
+    ),
+    Setting(
+        "jail_memory_bytes",
+        ("JAIL_MEMORY_BYTES",),
+        2 << 30,
+        _whole(1 << 28, 1 << 50),
+        "268435456 or more",
+        "address space of one jail, of which Python takes a few hundred MB",
+        "2 GiB",
+    ),
+    Setting(
         "on_disconnect",
         ("ON_DISCONNECT",),
         0.0,
@@ -362,6 +431,14 @@ class Settings:
     queue_seconds: float
     run_seconds: float
     step_seconds: float
+    first_token_seconds: float
+    token_idle_seconds: float
+    stall_seconds: float
+    max_per_key: int
+    idempotency_seconds: float
+    jail: str
+    warm_jails: int
+    jail_memory_bytes: int
     on_disconnect: float
     drain_seconds: float
     max_body_bytes: int

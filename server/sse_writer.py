@@ -64,8 +64,3 @@ class SseWriter(EventSourceResponse):
             if transport is not None:
                 transport.abort()
             raise ClientStalled("the client reads nothing") from None
-
-    async def finish(self) -> None:
-        """End the stream in good order."""
-        self.stop_streaming()
-        await self.write_eof()

@@ -6,7 +6,7 @@ whose code runs in the run's interpreter and whose console is quiet. A factory i
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ class MakeInterpreter(Protocol):
         on_print: Callable[[str], None],
         stop: StopSignal,
         max_print_outputs_length: int | None,
+        additional_functions: Mapping[str, Callable[..., Any]],
     ) -> Any: ...
 
 
@@ -81,7 +82,8 @@ def fit_agent(
                 member.additional_authorized_imports,
                 on_print=on_print,
                 stop=stop,
-                max_print_outputs_length=member.max_print_outputs_length,
+                max_print_outputs_length=member.python_executor.max_print_outputs_length,
+                additional_functions=member.python_executor.additional_functions,
             )
 
 

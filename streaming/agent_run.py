@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from smolagents import AgentGenerationError, MultiStepAgent
+from smolagents import AgentGenerationError, CodeAgent, MultiStepAgent
 
 from streaming.agent_context import (
     AgentContext,
@@ -75,20 +75,20 @@ class _Drive:
         self._printed_live = False
 
     def run(self) -> Event:
-        agent = self._build()
-        try:
-            return self._iterate(agent)
-        finally:
-            for member in family_of(agent):
-                getattr(member, "cleanup", lambda: None)()
-
-    def _build(self) -> MultiStepAgent:
         context = AgentContext(
             run_id=self._spec.run_id,
             make_model=self._make_model,
             embedded=self._means.embedded,
         )
         agent = call_factory(self._means.agents[self._spec.agent], context)
+        try:
+            self._fit(agent)
+            return self._iterate(agent)
+        finally:
+            for member in family_of(agent):
+                getattr(member, "cleanup", lambda: None)()
+
+    def _fit(self, agent: MultiStepAgent) -> None:
         fit_agent(
             agent,
             channel=self._channel,
@@ -98,7 +98,6 @@ class _Drive:
             on_print=self._on_print,
         )
         self._channel.send(Started(self._spec.agent, getattr(agent, "code_block_tags", None)))
-        return agent
 
     def _make_model(self, **options: Any) -> LoopModel:
         return self._means.make_model(
@@ -110,7 +109,7 @@ class _Drive:
         self._channel.send(Print(text))
 
     def _iterate(self, agent: MultiStepAgent) -> Event:
-        reader = StepReader()
+        reader = StepReader(writes_code=isinstance(agent, CodeAgent))
         try:
             images = pictures(self._spec.images) or None
             agent.memory.steps = memory_of(self._spec.history)
@@ -134,7 +133,7 @@ class _Drive:
             _abandon(items, cancelled)
             raise
         # At max_steps smolagents turns a model's error into the answer's text.
-        if isinstance(agent.model, LoopModel) and agent.model.failure is not None:
+        if agent.model.failure is not None:
             raise _model_failure(agent.model.failure)
         return Final(reader.answer)
 
@@ -151,7 +150,7 @@ def _model_failure(error: BaseException) -> AgentFailed:
     if not isinstance(error, SmolgateError):
         log.warning("a model call failed", exc_info=error)
         return AgentFailed(f"The agent's model call failed: {type(error).__name__}.")
-    failed = AgentFailed(error.message, code=error.code, retry_after=error.retry_after)
+    failed = AgentFailed(error.message, code=error.code)
     if isinstance(error, Unavailable) or (
         isinstance(error, UpstreamRefused) and error.upstream_status in NOT_NOW
     ):
@@ -162,5 +161,10 @@ def _model_failure(error: BaseException) -> AgentFailed:
 def failure_of(error: SmolgateError) -> Failure:
     """An error as the event that ends a run."""
     return Failure(
-        error.message, code=error.code or "agent_failed", type=error.type, status=error.status
+        error.message,
+        code=error.code,
+        type=error.type,
+        status=error.status,
+        param=error.param,
+        retry_after=error.retry_after,
     )

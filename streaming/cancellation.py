@@ -41,9 +41,21 @@ class StopSignal:
         if self.reason is not None:
             raise RunCancelled(self.reason)
 
+    def tell(self, watcher: Callable[[], object]) -> None:
+        """Call `watcher` when the signal is set, at once if it is already; for as long as it lives."""
+        self._add(watcher)
+
     @contextmanager
     def watched_by(self, watcher: Callable[[], object]) -> Iterator[None]:
         """While inside, `watcher` is called when the signal is set (at once if it is already)."""
+        key = self._add(watcher)
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._watchers[key]
+
+    def _add(self, watcher: Callable[[], object]) -> int:
         with self._lock:
             already = self.reason is not None
             key = self._next_watcher
@@ -51,8 +63,4 @@ class StopSignal:
             self._watchers[key] = watcher
         if already:
             watcher()
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._watchers[key]
+        return key

@@ -108,6 +108,7 @@ class Channel:
             self._items.clear()
             self._bytes = 0
             self._release_senders()
+            self._arm_wakeup()
 
     async def receive_many(self) -> list[Event]:
         """All events that are there, at least one, in order.

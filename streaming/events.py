@@ -87,9 +87,11 @@ class Failure(Event, frozen=True):
     """The run failed. The fields are those of `failures.SmolgateError`. Terminal."""
 
     message: str
-    code: str = "agent_failed"
+    code: str | None = "agent_failed"
     type: str = "agent_error"
     status: int = 500
+    param: str | None = None
+    retry_after: float | None = None
 
 
 AnyEvent = (

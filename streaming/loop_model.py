@@ -11,6 +11,7 @@ but its thread is in the author's code until the next token, and only there obey
 
 import asyncio
 import concurrent.futures
+import contextvars
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
@@ -33,8 +34,8 @@ from sanitize.think import Segment, ThinkScrubber
 from streaming.cancellation import RunCancelled, StopSignal
 from streaming.channel import Channel
 from streaming.events import ModelCalled, ModelDelta
-from streaming.failures import SmolgateError
-from streaming.upstream import ToolCallDelta, Upstream, Usage
+from streaming.model_chunks import ToolCallDelta, Usage
+from streaming.upstream import Upstream
 
 Shape = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -96,8 +97,8 @@ class _Reply:
 class LoopModel(Model):  # type: ignore[misc]
     """A model whose `generate` runs on the event loop and obeys the run's stop signal.
 
-    `shape` may rewrite a request body before it is sent. `failure` keeps the last call's error:
-    smolagents turns errors into text, and in one place swallows them.
+    `shape` may rewrite a request body before it is sent. `failure` keeps the last call's error: at
+    max_steps smolagents swallows it and answers with its text.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class LoopModel(Model):  # type: ignore[misc]
         self._loop = loop
         self._think = think
         self._shape = shape
-        self.failure: SmolgateError | None = None
+        self.failure: Exception | None = None
 
     def generate(
         self,
@@ -151,7 +152,9 @@ class LoopModel(Model):  # type: ignore[misc]
     def _wait_for(self, body: dict[str, Any]) -> ChatMessage:
         call = self._call(body)
         try:
-            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+            # In a context of its own: pooled connections would keep the run's alive, and what is
+            # written to stderr on the loop is not the run's output.
+            future = contextvars.Context().run(asyncio.run_coroutine_threadsafe, call, self._loop)
         except RuntimeError:  # the loop is closed: the server is gone
             call.close()
             raise RunCancelled("the server has stopped") from None
@@ -160,7 +163,7 @@ class LoopModel(Model):  # type: ignore[misc]
                 return future.result()
         except (concurrent.futures.CancelledError, asyncio.CancelledError):
             raise RunCancelled(self._stop.reason or "the server has stopped") from None
-        except SmolgateError as error:
+        except Exception as error:
             self.failure = error
             raise
 
@@ -208,6 +211,7 @@ class TappedModel(Model):  # type: ignore[misc]
         self._channel = channel
         self._stop = stop
         self._think = think
+        self.failure: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -215,6 +219,14 @@ class TappedModel(Model):  # type: ignore[misc]
     def generate(self, messages: list[Any], *args: Any, **kwargs: Any) -> ChatMessage:
         """The wrapped model's reply without its thoughts. Raises what it raises, and RunCancelled."""
         self._stop.check()
+        self.failure = None
+        try:
+            return self._generate(messages, *args, **kwargs)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def _generate(self, messages: list[Any], *args: Any, **kwargs: Any) -> ChatMessage:
         began = time.monotonic()
         scrubber = self._think.scrubber()
         visible: list[str] = []

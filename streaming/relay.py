@@ -13,30 +13,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import msgspec
 from multidict import CIMultiDict
 
 from sanitize.deltas import DeltaScrubber
 from sanitize.payload import scrub_reply
 from sanitize.think import Mode
 from streaming.failures import UpstreamFailed
+from streaming.json_codec import decode_json, encode_json
 from streaming.sse_parser import MAX_EVENT_BYTES, EventTooLarge, SseEvent, SseParser
 from streaming.upstream import Upstream, body_of, pieces_of
 
 # RFC 9110 7.6.1, and what belongs to one hop or to the client alone.
 NOT_RELAYED_UP = frozenset(
-    "host content-length content-encoding connection keep-alive proxy-authenticate "
-    "proxy-authorization te trailer transfer-encoding upgrade expect cookie "
+    "host content-length content-encoding connection keep-alive proxy-connection "
+    "proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade expect cookie "
+    "x-api-key api-key forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip "
     "x-on-disconnect idempotency-key".split()
 )
 NOT_RELAYED_DOWN = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding "
-    "upgrade set-cookie server date alt-svc".split()
+    "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
+    "transfer-encoding upgrade set-cookie server date alt-svc".split()
 )
 # Bodies up to this size are read whole: a reply that breaks off is then an error, not half a reply.
 MAX_WHOLE_BYTES = 1 << 20
-TAIL_BYTES = 4096
-_FINISHED = re.compile(rb"\[DONE\]|\"finish_reason\"\s*:\s*\"[^\"]|\"error\"\s*:")
+# Inside JSON strings quotes are escaped, so that what a model writes never looks like these.
+_DONE = re.compile(rb"^data: ?\[DONE\]|^data: ?\{\"error\"\s*:\s*[{\"]", re.MULTILINE)
+_FINISHED = re.compile(rb"\"finish_reason\"\s*:\s*\"[^\"]")
+# How events begin, for replies that do not say what they are.
+_EVENT_BEGIN = (b"data:", b"event:", b":", b"id:", b"retry:")
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,13 @@ async def relay(
     body: Any,
     *,
     scrub: ScrubOptions | None = None,
+    finishes: int = 0,
 ) -> AsyncIterator[Relayed]:
-    """Send a request up and hold its reply open. Raises UpstreamUnavailable, UpstreamFailed."""
+    """Send a request up and hold its reply open. Raises UpstreamUnavailable, UpstreamFailed.
+
+    `finishes`: how many choices a stream must finish before it may end without `[DONE]`; 0 does not
+    ask, for endpoints whose streams know neither.
+    """
     sent = relayed_headers(headers, NOT_RELAYED_UP)
     if scrub is not None or "Accept-Encoding" not in sent:
         sent["Accept-Encoding"] = "identity"
@@ -92,55 +101,87 @@ async def relay(
         whole = None
         if not is_event_stream and (scrub is not None or _is_small(response)):
             whole = await body_of(response)
-        if whole is not None and scrub is not None and response.content_type == "application/json":
-            whole = _scrubbed_json(whole, scrub)
+        if whole is not None and scrub is not None:
+            whole = _scrubbed_body(whole, scrub, response.content_type)
         if whole is not None or is_event_stream or scrub is not None:
             received.popall("Content-Length", None)
         pieces = (
             pieces_of(response)
             if not is_event_stream
-            else _whole_events(response)
+            else _whole_events(response, _StreamEnd(finishes))
             if scrub is None
-            else _scrubbed_events(response, scrub.for_stream())
+            else _scrubbed_events(response, scrub.for_stream(), _StreamEnd(finishes))
         )
         yield Relayed(response.status, received, is_event_stream, whole, pieces)
 
 
 def relayed_headers(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:
     """Headers for the other side: without the dropped ones and those that `Connection` names."""
-    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    pairs = list(headers.items())
+    named = {
+        name.strip().lower()
+        for header, value in pairs
+        if header.lower() == "connection"
+        for name in value.split(",")
+    }
     return CIMultiDict(
         (name, value)
-        for name, value in headers.items()
+        for name, value in pairs
         if name.lower() not in dropped and name.lower() not in named
     )
 
 
+class _StreamEnd:
+    """Whether a stream that ends here is complete."""
+
+    def __init__(self, finishes: int) -> None:
+        self._missing = finishes
+
+    def see(self, events: bytes) -> None:
+        """Look at whole events."""
+        if self._missing > 0:
+            self._missing -= len(_FINISHED.findall(events))
+            if _DONE.search(events):
+                self._missing = 0
+
+    def check(self) -> None:
+        """Raises UpstreamFailed where something is missing."""
+        if self._missing > 0:
+            raise UpstreamFailed("The upstream ended its reply before it was complete.")
+
+
 def _is_small(response: aiohttp.ClientResponse) -> bool:
-    length = response.content_length
-    return (
-        response.content_type == "application/json" if length is None else length <= MAX_WHOLE_BYTES
+    return (response.content_length or 0) <= MAX_WHOLE_BYTES and (
+        response.content_length is not None or response.content_type == "application/json"
     )
 
 
-def _scrubbed_json(body: bytes, scrub: ScrubOptions) -> bytes:
+def _scrubbed_body(body: bytes, scrub: ScrubOptions, content_type: str) -> bytes:
+    """A reply that is no event stream by its type, scrubbed; some are one all the same."""
+    if content_type != "application/json" and body.lstrip().startswith(_EVENT_BEGIN):
+        scrubber, parser = scrub.for_stream(), SseParser()
+        events = parser.feed(body) + parser.flush()
+        scrubbed = [_scrubbed_event(event, scrubber) for event in events]
+        return b"".join((*scrubbed, *map(_event_of, scrubber.flush())))
     try:
-        reply = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        raise UpstreamFailed("The upstream sent something that is no JSON.") from None
-    return msgspec.json.encode(
+        reply = decode_json(body)
+    except ValueError:
+        if content_type == "application/json":
+            raise UpstreamFailed("The upstream sent something that is no JSON.") from None
+        return body
+    return encode_json(
         scrub_reply(
             reply, mode=scrub.mode, tag_names=scrub.tag_names, starts_open=scrub.starts_open
         )
     )
 
 
-async def _whole_events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _whole_events(
+    response: aiohttp.ClientResponse, stream_end: _StreamEnd
+) -> AsyncIterator[bytes]:
     """The upstream's bytes, cut only between events. Raises UpstreamFailed where the end is missing."""
     held = b""
-    tail = b""
     async for data in pieces_of(response):
-        tail = data[-TAIL_BYTES:] if len(data) >= TAIL_BYTES else (tail + data)[-TAIL_BYTES:]
         if held:
             data = held + data
         end = _last_boundary(data)
@@ -148,9 +189,11 @@ async def _whole_events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes
         if len(held) > MAX_EVENT_BYTES:
             raise UpstreamFailed("The upstream sent an event that is too large.")
         if end:
-            yield data[:end]
-    if not _FINISHED.search(tail):
-        raise UpstreamFailed("The upstream ended its reply before it was complete.")
+            whole = data[:end] if held else data
+            stream_end.see(whole)
+            yield whole
+    stream_end.see(held)
+    stream_end.check()
     if held:
         yield held
 
@@ -164,22 +207,25 @@ def _last_boundary(data: bytes) -> int:
 
 
 async def _scrubbed_events(
-    response: aiohttp.ClientResponse, scrubber: DeltaScrubber
+    response: aiohttp.ClientResponse, scrubber: DeltaScrubber, stream_end: _StreamEnd
 ) -> AsyncIterator[bytes]:
     """The upstream's events; those that a tag may touch are written anew, the others are as they came."""
     parser = SseParser()
-    finished = False
     try:
         async for data in pieces_of(response):
-            if out := b"".join(_scrubbed_event(event, scrubber) for event in parser.feed(data)):
-                finished = finished or _FINISHED.search(out) is not None
+            events = parser.feed(data)
+            for event in events:
+                stream_end.see(event.raw)
+            if out := b"".join([_scrubbed_event(event, scrubber) for event in events]):
                 yield out
     except EventTooLarge:
         raise UpstreamFailed("The upstream sent an event that is too large.") from None
-    last = b"".join(_scrubbed_event(event, scrubber) for event in parser.flush())
-    if not finished and not _FINISHED.search(last):
-        raise UpstreamFailed("The upstream ended its reply before it was complete.")
-    yield last + b"".join(map(_event_of, scrubber.flush()))
+    last = parser.flush()
+    for event in last:
+        stream_end.see(event.raw)
+    stream_end.check()
+    scrubbed = [_scrubbed_event(event, scrubber) for event in last]
+    yield b"".join((*scrubbed, *map(_event_of, scrubber.flush())))
 
 
 def _scrubbed_event(event: SseEvent, scrubber: DeltaScrubber) -> bytes:
@@ -188,8 +234,8 @@ def _scrubbed_event(event: SseEvent, scrubber: DeltaScrubber) -> bytes:
     if event.data == b"[DONE]":
         return b"".join(map(_event_of, scrubber.flush())) + event.raw
     try:
-        chunk = msgspec.json.decode(event.data)
-    except msgspec.DecodeError:
+        chunk = decode_json(event.data)
+    except ValueError:
         raise UpstreamFailed("The upstream sent something that is no JSON.") from None
     if not isinstance(chunk, dict):
         return event.raw
@@ -197,4 +243,4 @@ def _scrubbed_event(event: SseEvent, scrubber: DeltaScrubber) -> bytes:
 
 
 def _event_of(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+    return b"data: " + encode_json(chunk) + b"\n\n"

@@ -3,7 +3,7 @@
 In: the run's channel. Out: `reader()`s, every event from the first on, for whoever asks and whenever;
 the reader that is furthest along is the one that takes from the channel, so that a single slow reader
 holds the run back and a second one costs nothing. What has been read is kept for later readers up to
-`MAX_LOG_BYTES`; after that, only those already reading go on.
+`MAX_LOG_BYTES`; past that, nobody can join, and a reader that far behind another gets a `Failure`.
 """
 
 import asyncio
@@ -76,7 +76,11 @@ class Run:
         """
         if not self.joinable:
             raise RuntimeError(f"the first events of run {self.id} are gone")
-        return RunReader(self)
+        return RunReader(self, 0)
+
+    def reader_of_the_rest(self) -> "RunReader":
+        """A reader of what nobody has read yet, for a run that has to go on unattended."""
+        return RunReader(self, self._log_begin + len(self._log))
 
     async def _events_from(self, position: int) -> list[Event]:
         """The events from `position` on, as soon as there are any; none after the terminal one."""
@@ -84,6 +88,8 @@ class Run:
             if self._complete:
                 return []
             await self._read_on(position)
+        if position < self._log_begin:
+            return [Failure("This reader fell too far behind.", code="reader_too_slow")]
         return self._log[position - self._log_begin :]
 
     async def _read_on(self, position: int) -> None:
@@ -98,7 +104,7 @@ class Run:
     def _keep(self, events: list[Event]) -> None:
         self._log += events
         self._log_bytes += sum(map(event_bytes, events))
-        if self._log_bytes > MAX_LOG_BYTES and self.readers <= 1:
+        if self._log_bytes > MAX_LOG_BYTES:
             self._log_begin += len(self._log) - len(events)
             self._log = events
             self._log_bytes = 0
@@ -116,21 +122,25 @@ class Run:
                 self.outcome = "ok"
                 self._complete = True
             case Failure(code=code):
-                self.outcome = code
+                self.outcome = code or "refused"
                 self._complete = True
 
 
 class RunReader:
     """Reads one run's events: as many at once as there are, the terminal one last."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, position: int) -> None:
         self._run = run
-        self._position = 0
+        self._position = position
+        self._ended = False
 
     async def read(self) -> list[Event]:
         """The next events, at least one; empty after the terminal one. Cancelling it loses none."""
+        if self._ended:
+            return []
         events = await self._run._events_from(self._position)
         self._position += len(events)
+        self._ended = not events or isinstance(events[-1], Final | Failure)
         return events
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:

@@ -37,11 +37,6 @@ class SseParser:
         self._start = True
         self._carriage_returns = False
 
-    @property
-    def at_boundary(self) -> bool:
-        """Nothing of an unfinished event is held: another event may be put in between here."""
-        return not self._buffer
-
     def feed(self, data: bytes) -> list[SseEvent]:
         """All events that end within what has come so far. Raises EventTooLarge."""
         if b"\r" in data:

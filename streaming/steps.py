@@ -8,6 +8,7 @@ as text. The oddities of smolagents 1.26 end here: the last step yielded twice a
 import base64
 import io
 import json
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,13 +25,28 @@ from streaming.run_spec import Image, Turn
 
 CODE_TOOL = "python_interpreter"
 LOGS_MARK = "Execution logs:\n"
+# Opened, a picture takes three to four bytes a pixel; models scale down to about a million.
+MAX_PIXELS = 25_000_000
+# What Pillow's readers raise for broken files.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    PillowImage.DecompressionBombError,
+)
 OUTPUT_MARK = "Last output from code snippet:\n"
 
 
 class StepReader:
-    """Turns one run's items into events; `answer` is set once the run has concluded."""
+    """Turns one run's items into events; `answer` is set once the run has concluded.
 
-    def __init__(self) -> None:
+    `writes_code`: the agent is a CodeAgent, whose code its steps carry.
+    """
+
+    def __init__(self, *, writes_code: bool) -> None:
+        self._writes_code = writes_code
         self._last_step: ActionStep | None = None
         self.answer: str | None = None
 
@@ -46,7 +62,7 @@ class StepReader:
             case FinalAnswerStep():
                 self.answer = answer_text(item.output)
             case AgentToolCall():
-                if item.name != CODE_TOOL:
+                if not (self._writes_code and item.name == CODE_TOOL):
                     yield ToolCall(item.id, item.name, answer_text(item.arguments) or "")
             case ActionOutput() | ToolOutput() | ChatMessageStreamDelta():
                 pass  # contained in the step that follows, or streamed by the model itself
@@ -92,7 +108,10 @@ def answer_text(value: Any) -> str | None:
     if isinstance(value, PillowImage.Image):
         return f"![image](data:image/png;base64,{_png_base64(value)})"
     if isinstance(value, (dict, list, tuple, set, frozenset)):
-        return json.dumps(value, ensure_ascii=False, default=_json_default)
+        try:
+            return json.dumps(value, ensure_ascii=False, default=_json_default)
+        except (TypeError, ValueError, RecursionError):
+            pass  # keys that JSON has not, or a circle
     return str(value)
 
 
@@ -130,8 +149,11 @@ def pictures(images: Sequence[Image]) -> list[PillowImage.Image]:
     for image in images:
         try:
             picture = PillowImage.open(io.BytesIO(image.data))
-            picture.load()
-        except (OSError, ValueError, PillowImage.DecompressionBombError):
+            if picture.width * picture.height <= MAX_PIXELS:
+                picture.load()
+        except UNREADABLE:
             raise ValueError(f"an image of type {image.media_type} cannot be read") from None
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"an image has more than {MAX_PIXELS} pixels")
         opened.append(picture)
     return opened

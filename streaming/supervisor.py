@@ -14,7 +14,7 @@ The ladder, entered by a client that left, a deadline, a drain, or somebody's wi
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -76,7 +76,6 @@ class Supervisor:
         self.runs: dict[str, Run] = {}
         self.stuck = 0
         self.draining = False
-        self.outcomes: Counter[str] = Counter()
         self._running = 0
         self._waiting: deque[tuple[Run, asyncio.Future[None]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,22 +93,11 @@ class Supervisor:
         """Why no work can be taken, in a few words, or None."""
         if self.draining:
             return "draining"
-        if self.stuck >= self.limits.max_stuck:
+        if self.stuck >= min(self.limits.max_stuck, self.limits.max_running):
             return f"{self.stuck} runs do not stop"
         if self.queued >= self.limits.max_queued and self._running >= self.limits.max_running:
             return "the queue is full"
         return None
-
-    @asynccontextmanager
-    async def run(
-        self, spec: RunSpec, *, key: str = "", leave_seconds: float = 0.0
-    ) -> AsyncIterator[Run]:
-        """Admit a run and read it. Leaving early stops it after `leave_seconds` (FINISH: never).
-
-        Raises Busy or Draining at once where it is not admitted; nothing was started then.
-        """
-        async with self.reading(self.submit(spec, key=key), leave_seconds=leave_seconds) as run:
-            yield run
 
     @asynccontextmanager
     async def reading(self, run: Run, *, leave_seconds: float = 0.0) -> AsyncIterator[Run]:
@@ -199,7 +187,11 @@ class Supervisor:
         self._waiting = deque(entry for entry in self._waiting if entry[0] is not run)
         run.channel.finish(
             failure_of(
-                Busy("No run could be started in time: try again later.", code="queue_timeout")
+                Busy(
+                    "No run could be started in time: try again later.",
+                    code="queue_timeout",
+                    retry_after=RETRY_AFTER_SECONDS,
+                )
             )
         )
         return False
@@ -253,7 +245,7 @@ class Supervisor:
         """Nobody reads a run that may go on: read it in their place, then stop it."""
         try:
             async with asyncio.timeout(None if seconds == FINISH else seconds):
-                async for _ in run.reader():
+                async for _ in run.reader_of_the_rest():
                     pass
         except TimeoutError:
             if run.readers == 0:

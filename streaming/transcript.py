@@ -28,7 +28,8 @@ from streaming.events import (
 
 NO_ANSWER = "Done."
 OUTPUT_FENCE = "`" * 4
-_PRINTED_ANSWER = re.compile(r"^\s*final answer:[ \t]*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+PRINTED_ANSWER = "final answer:"
+MAX_PRINTED_ANSWER = 4096  # characters of one line that are looked at
 _OUTPUT_FENCE_LINE = re.compile(rf"^(?=\s{{0,3}}{OUTPUT_FENCE})", re.MULTILINE)
 
 
@@ -44,7 +45,8 @@ class Transcript:
         self._section: _ModelSection | _OutputSection | None = None
         self._line_begins = True
         self._blank_before = True
-        self._streamed = ""  # what the model wrote since the last step
+        self._wrote = False  # the model has written since the last step,
+        self._wrote_code = False  # code among it
         self._printed_answer: str | None = None
         self._printed_rest = ""
         self.answer: str | None = None
@@ -57,18 +59,17 @@ class Transcript:
         """The reasoning text that follows from one event; may be empty."""
         match event:
             case ModelDelta(text=text, thinking=thinking):
-                if not thinking:
-                    self._streamed += text
-                return self._into_model(text)
+                return self._into_model(text, thinking=thinking)
             case Print(text=text) | Stdout(text=text):
                 self._watch_for_answer(text)
                 return self._into_output(text)
             case Step():
                 return self._leave() + self._step(event)
             case Plan(text=text):
-                shown = self._already_streamed(text)
-                self._streamed = ""
-                return self._leave() + self._block("" if shown else self._clean(text))
+                left = self._leave()
+                shown = "" if self._wrote else self._clean(text)
+                self._wrote = self._wrote_code = False
+                return left + self._block(shown)
             case ToolCall(name=name, arguments=arguments):
                 return self._leave() + self._block(self._clean(f"Tool call: `{name}({arguments})`"))
             case Note(text=text):
@@ -90,12 +91,17 @@ class Transcript:
             case _:
                 return ""
 
-    def _into_model(self, text: str) -> str:
+    def _into_model(self, text: str, *, thinking: bool) -> str:
         begin = ""
-        if not isinstance(self._section, _ModelSection):
+        section = self._section
+        if not isinstance(section, _ModelSection) or section.thinking != thinking:
             begin = self._leave() + self._gap()
-            self._section = _ModelSection(self._code_tags, self._tag_names)
-        return begin + self._said(self._section.feed(text))
+            section = _ModelSection(self._code_tags, self._tag_names, thinking=thinking)
+            self._section = section
+        self._wrote = self._wrote or not thinking
+        shown = section.feed(text)
+        self._wrote_code = self._wrote_code or section.shows_code
+        return begin + self._said(shown)
 
     def _into_output(self, text: str) -> str:
         begin = ""
@@ -114,6 +120,8 @@ class Transcript:
         if section is None:
             return ""
         rest = section.flush()
+        if isinstance(section, _ModelSection):
+            self._wrote_code = self._wrote_code or section.shows_code
         if isinstance(section, _OutputSection):
             if rest and not section.opened:
                 section.opened = True
@@ -128,14 +136,14 @@ class Transcript:
 
     def _step(self, step: Step) -> str:
         parts = []
-        if step.code and not self._already_streamed(step.code):
+        if step.code and not self._wrote_code:
             parts.append(f"```python\n{self._clean(step.code, code=True)}\n```")
         if step.observation and (observation := self._clean(step.observation)):
             parts.append(f"{OUTPUT_FENCE}text\n{_fence_safe(observation)}\n{OUTPUT_FENCE}")
         if step.error:
             parts.append(f"**Error:** {self._clean(step.error)}")
         parts.append(f"**Step {step.number}** ({step.seconds:.2f} s)")
-        self._streamed = ""
+        self._wrote = self._wrote_code = False
         return "".join(map(self._block, parts))
 
     def _clean(self, text: str, *, code: bool = False) -> str:
@@ -159,14 +167,13 @@ class Transcript:
             self._blank_before = text.endswith("\n\n")
         return text
 
-    def _already_streamed(self, text: str) -> bool:
-        return "".join(text.split()) in "".join(self._streamed.split())
-
     def _watch_for_answer(self, text: str) -> None:
-        lines = self._printed_rest + text
-        whole, _, self._printed_rest = lines.rpartition("\n")
-        if found := _PRINTED_ANSWER.findall(whole):
-            self._printed_answer = found[-1]
+        *lines, rest = (self._printed_rest + text).split("\n")
+        self._printed_rest = rest[:MAX_PRINTED_ANSWER]
+        for line in lines:
+            said = line[:MAX_PRINTED_ANSWER].strip()
+            if said[: len(PRINTED_ANSWER)].lower() == PRINTED_ANSWER:
+                self._printed_answer = said[len(PRINTED_ANSWER) :].strip() or self._printed_answer
 
     def _answer(self, answer: str | None) -> str:
         if answer is None or not answer.strip():
@@ -176,16 +183,28 @@ class Transcript:
 
 
 class _ModelSection:
-    """What the model writes: its code tags become fences, and a fence it leaves open is closed."""
+    """What the model writes, or thinks: its code tags become fences, and one it leaves open is closed.
 
-    def __init__(self, code_tags: tuple[str, str], tag_names: tuple[str, ...]) -> None:
+    `shows_code` once a fence was among what it wrote.
+    """
+
+    def __init__(
+        self, code_tags: tuple[str, str], tag_names: tuple[str, ...], *, thinking: bool
+    ) -> None:
         self._cleaner = LineCleaner(code_block_tags=code_tags, tag_names=tag_names)
+        self.thinking = thinking
+        self.shows_code = False
 
     def feed(self, text: str) -> str:
-        return self._cleaner.feed(text)
+        return self._noted(self._cleaner.feed(text))
 
     def flush(self) -> str:
-        return self._cleaner.flush()
+        return self._noted(self._cleaner.flush())
+
+    def _noted(self, text: str) -> str:
+        if not self.thinking and (self._cleaner.in_fence or "```" in text):
+            self.shows_code = True
+        return text
 
 
 class _OutputSection:

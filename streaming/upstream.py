@@ -7,38 +7,38 @@ In: request bodies. Out: for the relay the upstream's reply as it is; for agents
 import asyncio
 import io
 import logging
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import msgspec
 from multidict import CIMultiDict
 
-from streaming.failures import (
-    DeadlineExceeded,
-    SmolgateError,
-    UpstreamFailed,
-    UpstreamRefused,
-    UpstreamUnavailable,
-)
-from streaming.sse_parser import EventTooLarge, SseEvent, SseParser
+from streaming.failures import DeadlineExceeded, UpstreamFailed, UpstreamRefused
+from streaming.json_codec import decode_json, encode_json
+from streaming.model_chunks import ModelChunk, ModelChunkReader
+from streaming.upstream_errors import error_text, retry_after_seconds, unreachable
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
-# How long an upstream may be silent before its first token (long prompts on small machines) and
-# between two tokens.
-FIRST_TOKEN_SECONDS = 300.0
-TOKEN_IDLE_SECONDS = 60.0
-RETRY_AFTER_SECONDS = 5.0
+# Below the five seconds after which uvicorn (vLLM, sglang) and llama.cpp close an idle connection.
+KEEPALIVE_SECONDS = 4.0
 # A larger body is written piece by piece, so that one upload does not hold up the loop.
 WHOLE_WRITE_BYTES = 1 << 20
 MAX_ERROR_BYTES = 64 * 1024
 # Error statuses that say "not now" rather than "not like this".
 NOT_NOW = frozenset({429, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an agent's model call may be silent: before its first token (long prompts on small
+    machines), and between two."""
+
+    first_token_seconds: float = 300.0
+    token_idle_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -50,60 +50,6 @@ class Target:
     model: str
 
 
-class ToolFunctionDelta(msgspec.Struct, frozen=True):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class ToolCallDelta(msgspec.Struct, frozen=True):
-    index: int | None = None
-    id: str | None = None
-    function: ToolFunctionDelta | None = None
-
-
-class TokenDetails(msgspec.Struct, frozen=True):
-    reasoning_tokens: int | None = None
-
-
-class Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    completion_tokens_details: TokenDetails | None = None
-
-
-class Delta(msgspec.Struct, frozen=True):
-    content: str | list[dict[str, Any]] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
-
-
-class Choice(msgspec.Struct, frozen=True):
-    delta: Delta | None = None
-    message: Delta | None = None
-    finish_reason: str | None = None
-
-
-class ChatChunk(msgspec.Struct, frozen=True):
-    choices: list[Choice] = []
-    usage: Usage | None = None
-    error: Any = None
-
-
-class ModelChunk(msgspec.Struct, frozen=True):
-    """One piece of a model's reply: text, or reasoning in a field of its own, or tool calls, or usage."""
-
-    text: str = ""
-    thinking: str = ""
-    tool_calls: tuple[ToolCallDelta, ...] = ()
-    usage: Usage | None = None
-    finish_reason: str | None = None
-
-
-_NO_CHUNK = frozenset({None, b"", b"[DONE]"})
-_decode_chunk = msgspec.json.Decoder(ChatChunk).decode
-
-
 class Upstream:
     """Calls to one upstream. `target` is asked at every call: an embedded server may move."""
 
@@ -111,10 +57,12 @@ class Upstream:
         self,
         session: aiohttp.ClientSession,
         target: Callable[[], Target],
+        patience: Patience,
         wait_ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._session = session
         self._target = target
+        self._patience = patience
         self._wait_ready = wait_ready
 
     @property
@@ -143,7 +91,8 @@ class Upstream:
 
         `raw` leaves a compressed reply compressed.
 
-        Read the response through `pieces_of`. Raises UpstreamUnavailable where no answer could be had.
+        Read the response through `pieces_of`. Raises UpstreamUnavailable where no connection could be
+        had, UpstreamFailed where it broke before an answer.
         """
         if self._wait_ready is not None:
             await self._wait_ready()
@@ -159,8 +108,10 @@ class Upstream:
                 allow_redirects=False,
                 auto_decompress=not raw,
             )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise unreachable(error) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise _unreachable(error) from None
+            raise _broken_off(error) from None
         try:
             yield response
         finally:
@@ -176,19 +127,25 @@ class Upstream:
         """
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        data = msgspec.json.encode(body)
+        sent = encode_json(body)
         loop = asyncio.get_running_loop()
         try:
             async with (
-                asyncio.timeout(FIRST_TOKEN_SECONDS) as deadline,
-                self.request("POST", "/chat/completions", headers=headers, data=data) as response,
+                asyncio.timeout(self._patience.first_token_seconds) as deadline,
+                self.request("POST", "/chat/completions", headers=headers, data=sent) as response,
             ):
-                await _raise_for_status(response, self._target().token)
-                async for chunks in _model_chunks(response):
+                token = self._target().token
+                await _raise_for_status(response, token)
+                is_event_stream = response.content_type == "text/event-stream"
+                reader = ModelChunkReader(is_event_stream=is_event_stream, token=token)
+                async for data in pieces_of(response):
                     deadline.reschedule(None)  # the reader's time is not the upstream's
-                    for chunk in chunks:
+                    for chunk in reader.feed(data):
                         yield chunk
-                    deadline.reschedule(loop.time() + TOKEN_IDLE_SECONDS)
+                    deadline.reschedule(loop.time() + self._patience.token_idle_seconds)
+                deadline.reschedule(None)
+                for chunk in reader.flush():
+                    yield chunk
         except TimeoutError:
             raise DeadlineExceeded("The upstream model server was silent for too long.") from None
 
@@ -197,6 +154,7 @@ class Upstream:
 async def open_upstream(
     target: Callable[[], Target],
     *,
+    patience: Patience | None = None,
     wait_ready: Callable[[], Awaitable[None]] | None = None,
     connections: int = 0,
 ) -> AsyncIterator[Upstream]:
@@ -206,14 +164,14 @@ async def open_upstream(
     `connections` bounds the pool, 0 does not.
     """
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
+        connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=True,
         trust_env=False,
     )
     async with session:
-        yield Upstream(session, target, wait_ready)
+        yield Upstream(session, target, patience or Patience(), wait_ready)
 
 
 async def pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -222,8 +180,7 @@ async def pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         async for data in response.content.iter_any():
             yield data
     except (aiohttp.ClientError, OSError) as error:
-        log.warning("upstream broke off: %s: %s", type(error).__name__, error)
-        raise UpstreamFailed("The upstream model server broke off its reply.") from None
+        raise _broken_off(error) from None
 
 
 async def body_of(response: aiohttp.ClientResponse) -> bytes:
@@ -231,71 +188,23 @@ async def body_of(response: aiohttp.ClientResponse) -> bytes:
     return b"".join([data async for data in pieces_of(response)])
 
 
-async def _model_chunks(response: aiohttp.ClientResponse) -> AsyncIterator[list[ModelChunk]]:
-    """The chunks of each read. Raises UpstreamFailed where the end came before the finish."""
-    if response.content_type != "text/event-stream":
-        # Some servers answer with the whole completion where a stream was asked for.
-        yield [_model_chunk(await body_of(response))]
-        return
-    parser = SseParser()
-    finished = False
-
-    def chunks_of(events: list[SseEvent]) -> list[ModelChunk]:
-        nonlocal finished
-        finished = finished or any(event.data == b"[DONE]" for event in events)
-        chunks = [_model_chunk(event.data) for event in events if event.data not in _NO_CHUNK]
-        finished = finished or any(chunk.finish_reason for chunk in chunks)
-        return chunks
-
-    try:
-        async for data in pieces_of(response):
-            if chunks := chunks_of(parser.feed(data)):
-                yield chunks
-    except EventTooLarge:
-        raise UpstreamFailed("The upstream sent an event that is too large.") from None
-    yield chunks_of(parser.flush())
-    if not finished:
-        raise UpstreamFailed("The upstream ended its reply before it was complete.")
-
-
-def _model_chunk(data: bytes | None) -> ModelChunk:
-    try:
-        chunk = _decode_chunk(data or b"")
-    except msgspec.DecodeError:
-        log.warning("upstream sent what is no chat chunk: %.200r", data)
-        raise UpstreamFailed("The upstream sent something that is no chat completion.") from None
-    if chunk.error:
-        raise UpstreamFailed(f"The upstream failed: {error_text(chunk.error)}")
-    if not chunk.choices:
-        return ModelChunk(usage=chunk.usage)
-    choice = chunk.choices[0]
-    delta = choice.delta or choice.message or Delta()
-    return ModelChunk(
-        text=_text_of(delta.content),
-        thinking=delta.reasoning_content or delta.reasoning or "",
-        tool_calls=tuple(delta.tool_calls or ()),
-        usage=chunk.usage,
-        finish_reason=choice.finish_reason or None,  # MiniMax sends "" for null
-    )
-
-
-def _text_of(content: str | list[dict[str, Any]] | None) -> str:
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    return content or ""
-
-
 async def _raise_for_status(response: aiohttp.ClientResponse, token: str | None) -> None:
     if response.status < 300:
         return
     if response.status < 400:
         raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
-    body = await response.content.read(MAX_ERROR_BYTES)
+    body = bytearray()
+    with suppress(UpstreamFailed):  # what came of it has to do
+        async for data in pieces_of(response):
+            body += data
+            if len(body) > MAX_ERROR_BYTES:
+                break
     try:
-        said = error_text(msgspec.json.decode(body), token)
-    except msgspec.DecodeError:
+        said = error_text(decode_json(bytes(body)), token)
+    except ValueError:
         said = ""
-    log.warning("upstream answered %d: %.500r", response.status, body)
+    log.warning("upstream answered %d with %d bytes", response.status, len(body))
+    log.debug("upstream answered: %.500r", bytes(body))
     message = f"The upstream answered with status {response.status}" + (
         f": {said}" if said else "."
     )
@@ -304,24 +213,6 @@ async def _raise_for_status(response: aiohttp.ClientResponse, token: str | None)
     )
 
 
-def error_text(error: Any, token: str | None = None) -> str:
-    """What an upstream's error body says, in at most 300 characters, without addresses and secrets."""
-    if isinstance(error, dict):
-        inner = error.get("error", error)
-        error = inner.get("message", inner) if isinstance(inner, dict) else inner
-    text = re.sub(r"\b[a-z]+://\S+", "(address)", str(error))
-    if token:
-        text = text.replace(token, "(token)")
-    return text[:300]
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("Retry-After", "")
-    return float(value) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else None
-
-
-def _unreachable(error: BaseException) -> SmolgateError:
-    log.warning("upstream cannot be reached: %s: %s", type(error).__name__, error)
-    return UpstreamUnavailable(
-        "The upstream model server cannot be reached.", retry_after=RETRY_AFTER_SECONDS
-    )
+def _broken_off(error: BaseException) -> UpstreamFailed:
+    log.warning("upstream broke off: %s: %s", type(error).__name__, error)
+    return UpstreamFailed("The upstream model server broke off its reply.")

@@ -168,7 +168,8 @@ async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
     async with AsyncExitStack() as stack:
 
         async def make(agents: dict[str, Any] | None = None, **settings: Any) -> Gateway:
-            settings = {"upstream_base": upstream.base, "model": "up/model"} | settings
+            defaults = {"upstream_base": upstream.base, "model": "up/model", "jail": "off"}
+            settings = defaults | settings
             app = create_app(
                 make_settings(**settings), load_agents({}, embedded=False) | (agents or {})
             )

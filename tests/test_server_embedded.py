@@ -16,7 +16,8 @@ from aiohttp import ClientSession
 
 from server import embedded
 from server.embedded import MODEL, EmbeddedUnavailable, EmbeddedUpstream
-from server.embedded_prompt import EXAMPLES, make_prompt_templates, shape_request
+from server.embedded_examples import EXAMPLES
+from server.embedded_prompt import make_prompt_templates, shape_request
 
 CHECKOUT = Path(embedded.__file__).parent.parent
 LOADED_SECONDS = 15

@@ -52,15 +52,6 @@ def test_nothing_depends_on_the_cuts_and_no_byte_is_lost(parts: list[bytes], at:
     ]
 
 
-def test_it_knows_when_another_event_may_be_put_in_between() -> None:
-    parser = SseParser()
-    assert parser.at_boundary
-    parser.feed(b"data: a\n")
-    assert not parser.at_boundary
-    parser.feed(b"\n")
-    assert parser.at_boundary
-
-
 def test_an_event_without_end_is_given_up() -> None:
     parser = SseParser(max_event_bytes=1000)
     for _ in range(10):

@@ -5,7 +5,7 @@ between any two operations of the interpreted code, but not inside one C call, a
 boundary: for trusted prompts only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from smolagents.local_python_executor import LocalPythonExecutor, PrintContainer
@@ -24,12 +24,14 @@ class InlineInterpreter(LocalPythonExecutor):  # type: ignore[misc]
         on_print: Callable[[str], None],
         check_stop: Callable[[], None],
         max_print_outputs_length: int | None = None,
+        additional_functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         # Without a time-out smolagents runs the code in this very thread, so that tools keep its
         # context variables; its time-out would not stop anything anyway (smolagents #2197).
         super().__init__(
             list(authorized_imports),
             max_print_outputs_length=max_print_outputs_length,
+            additional_functions=dict(additional_functions or {}),
             timeout_seconds=None,
         )
         self.state: dict[str, Any] = _LiveState(

@@ -1,0 +1,179 @@
+"""The application's resources, each in one `cleanup_ctx` that opens and closes it.
+
+In: the settings on the application. Out: the embedded model, the upstream, the jail and the supervisor
+under their keys, opened in this order and closed in reverse.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from server.idempotency import Replays
+from server.keys import AGENTS, EMBEDDED, JAIL_POOL, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAM
+from streaming.agent_context import MakeInterpreter
+from streaming.agent_run import RunMeans
+from streaming.cancellation import StopSignal
+from streaming.interpreters.confinement import JailLimits
+from streaming.interpreters.inline import InlineInterpreter
+from streaming.interpreters.jail import JailInterpreter
+from streaming.interpreters.jail_pool import JailPool, JailUnavailable
+from streaming.loop_model import LoopModel, ThinkOptions
+from streaming.runners.thread import ThreadRunner
+from streaming.stdout import capture_installed
+from streaming.supervisor import Limits, Supervisor
+from streaming.upstream import Patience, Target, open_upstream
+
+log = logging.getLogger("server")
+
+# A request that comes while the embedded model is still being loaded waits for it.
+EMBEDDED_WAIT_SECONDS = 30.0
+
+
+async def embedded_model(app: web.Application) -> AsyncIterator[None]:
+    """The embedded model's process, where no upstream is set."""
+    if not app[SETTINGS].embedded:
+        yield
+        return
+    from server.embedded import EmbeddedUpstream
+
+    async with EmbeddedUpstream() as embedded:
+        app[EMBEDDED] = embedded
+        yield
+
+
+async def upstream(app: web.Application) -> AsyncIterator[None]:
+    """The session to the upstream."""
+    settings = app[SETTINGS]
+    embedded = app.get(EMBEDDED)
+
+    def target() -> Target:
+        base_url = settings.upstream_base or app[EMBEDDED].base_url
+        return Target(base_url, settings.token, settings.model)
+
+    async with open_upstream(
+        target,
+        patience=Patience(settings.first_token_seconds, settings.token_idle_seconds),
+        wait_ready=partial(embedded.wait_ready, EMBEDDED_WAIT_SECONDS) if embedded else None,
+    ) as opened:
+        app[UPSTREAM] = opened
+        yield
+
+
+async def jail(app: web.Application) -> AsyncIterator[None]:
+    """The jails, where they are wanted and can be had; says in one line what confines code.
+
+    Raises JailUnavailable where they are required and cannot be had.
+    """
+    settings = app[SETTINGS]
+    async with AsyncExitStack() as stack:
+        if settings.jail == "off":
+            log.warning("jail: off; model-written code runs in this process, unconfined")
+        else:
+            pool = JailPool(required=settings.jail == "required", warm=settings.warm_jails)
+            try:
+                app[JAIL_POOL] = await stack.enter_async_context(pool)
+            except JailUnavailable as error:
+                if settings.jail == "required":
+                    raise
+                log.warning("jail: %s; model-written code runs in this process, unconfined", error)
+            else:
+                await _announce(app, stack, pool)
+        yield
+
+
+async def _announce(app: web.Application, stack: AsyncExitStack, pool: JailPool) -> None:
+    if app[SETTINGS].jail == "required":
+        await pool.ready()
+        log.info("%s", pool.layers)
+        return
+
+    async def say() -> None:
+        try:
+            await pool.ready()
+        except JailUnavailable as error:
+            log.warning("jail: %s", error)
+        else:
+            log.info("%s", pool.layers)
+
+    saying = asyncio.create_task(say())
+    stack.callback(saying.cancel)
+
+
+async def supervisor(app: web.Application) -> AsyncIterator[None]:
+    """The supervisor and its runner; on the way out every run is stopped."""
+    settings = app[SETTINGS]
+    runner = ThreadRunner(run_means(app), max_threads=settings.max_running)
+    app[SUPERVISOR] = Supervisor(
+        runner,
+        Limits(
+            max_running=settings.max_running,
+            max_queued=settings.max_queued,
+            max_per_key=settings.max_per_key,
+            queue_seconds=settings.queue_seconds,
+            run_seconds=settings.run_seconds,
+        ),
+    )
+    app[REPLAYS] = Replays(settings.idempotency_seconds)
+    with capture_installed():
+        yield
+        await app[SUPERVISOR].drain(0)
+        runner.close()
+
+
+def run_means(app: web.Application) -> RunMeans:
+    """What the runs of this application share. Call it on the event loop."""
+    settings = app[SETTINGS]
+    loop = asyncio.get_running_loop()
+    think = ThinkOptions(settings.think_tags, settings.think_starts_open)
+
+    def make_model(**options: Any) -> LoopModel:
+        return LoopModel(app[UPSTREAM], loop=loop, think=think, **options)
+
+    pool = app.get(JAIL_POOL)
+    make_interpreter: MakeInterpreter = _make_inline
+    if pool is not None:
+        make_interpreter = partial(
+            _make_jail,
+            pool,
+            settings.step_seconds,
+            JailLimits(memory_bytes=settings.jail_memory_bytes),
+        )
+    return RunMeans(
+        agents=app[AGENTS],
+        make_model=make_model,
+        make_interpreter=make_interpreter,
+        think=think,
+        embedded=settings.embedded,
+    )
+
+
+def _make_inline(
+    authorized_imports: Sequence[str], *, stop: StopSignal, **options: Any
+) -> InlineInterpreter:
+    return InlineInterpreter(authorized_imports, check_stop=stop.check, **options)
+
+
+def _make_jail(
+    pool: JailPool,
+    step_seconds: float,
+    limits: JailLimits,
+    authorized_imports: Sequence[str],
+    *,
+    stop: StopSignal,
+    **options: Any,
+) -> JailInterpreter:
+    interpreter = JailInterpreter(
+        pool,
+        authorized_imports=authorized_imports,
+        check_stop=stop.check,
+        step_seconds=step_seconds,
+        limits=limits,
+        **options,
+    )
+    stop.tell(interpreter.kill)
+    return interpreter

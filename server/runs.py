@@ -1,0 +1,67 @@
+"""`GET /v1/runs`, `GET /v1/runs/{id}`, `POST /v1/runs/{id}/cancel`: what runs now, and an end to it.
+
+A run's id is the id of its chat completion. A caller sees the runs of its own key.
+"""
+
+import time
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from server.keys import API_KEY, SUPERVISOR
+from streaming.failures import RunNotFound, RunStopped
+from streaming.run import Run
+
+
+async def list_runs(request: web.Request) -> web.Response:
+    runs = [run for run in request.app[SUPERVISOR].runs.values() if _is_callers(request, run)]
+    return _json({"object": "list", "data": [run_object(run) for run in runs]})
+
+
+async def get_run(request: web.Request) -> web.Response:
+    """One run that has not ended. Raises RunNotFound."""
+    return _json(run_object(_run_of(request)))
+
+
+async def cancel_run(request: web.Request) -> web.Response:
+    """Stop a run; its readers get an error event. Raises RunNotFound."""
+    run = _run_of(request)
+    request.app[SUPERVISOR].stop(run, RunStopped("The run was cancelled.", code="cancelled"))
+    return _json(run_object(run))
+
+
+def run_object(run: Run) -> dict[str, Any]:
+    """A run as JSON; times in seconds since the epoch, `seconds` since it was started."""
+    return {
+        "id": run.id,
+        "object": "run",
+        "agent": run.spec.agent,
+        "status": run.state,
+        "created": int(run.created),
+        "started": int(run.started) if run.started else None,
+        "seconds": round(time.time() - run.started, 3) if run.started else 0.0,
+        "step": run.steps,
+        "usage": {
+            "prompt_tokens": run.prompt_tokens,
+            "completion_tokens": run.completion_tokens,
+            "total_tokens": run.prompt_tokens + run.completion_tokens,
+        },
+        "outcome": run.outcome,
+    }
+
+
+def _run_of(request: web.Request) -> Run:
+    run = request.app[SUPERVISOR].runs.get(request.match_info["id"])
+    if run is None or not _is_callers(request, run):
+        raise RunNotFound("There is no such run, or it has ended.", param="id")
+    return run
+
+
+def _is_callers(request: web.Request, run: Run) -> bool:
+    caller: str = request.get(API_KEY, "")
+    return run.key == caller
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
