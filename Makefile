@@ -37,7 +37,16 @@ format: .venv/.tests ## format the code and mend what lint can
 .PHONY: bench
 bench: .venv/.tests ## measure; prints ratios
 	$(BIN)/python -m bench.first_delta
+	$(BIN)/python -m bench.supervision
 	$(BIN)/python -m bench.embedded_tasks
+
+.PHONY: torture
+torture: .venv/.tests ## run the worst code that a model can write, and print what became of it
+	$(BIN)/python -m bench.torture
+
+.PHONY: soak
+soak: .venv/.tests ## ten minutes of mixed load; memory stays flat and nothing is lost
+	$(BIN)/python -m bench.supervision soak
 
 .PHONY: pins
 pins: ## pin what is installed now, after an upgrade that passed its tests

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,9 +23,12 @@ def process_saying(pattern: str, *command: str, **environment: str) -> Iterator[
             assert process.stdout is not None
             for line in process.stdout:
                 if found := re.search(pattern, line):
-                    yield process.pid, found[1]
-                    return
-            raise RuntimeError(f"{' '.join(command)} ended with {process.wait()}")
+                    break
+            else:
+                raise RuntimeError(f"{' '.join(command)} ended with {process.wait()}")
+            # Somebody has to read on, or its log would fill the pipe.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            yield process.pid, found[1]
         finally:
             process.kill()
 
@@ -35,3 +39,18 @@ def gateway(**environment: str) -> Iterator[tuple[int, str]]:
     command = ("server", "--port", "0")
     with process_saying(r"listening on (http\S+)", *command, **environment) as started:
         yield started
+
+
+@contextmanager
+def measured_gateway(*flags: str, **environment: str) -> Iterator[tuple[int, str]]:
+    """A gateway that also answers `/measure`."""
+    command = ("bench.measured_gateway", "--port", "0", *flags)
+    with process_saying(r"listening on (http\S+)", *command, **environment) as started:
+        yield started
+
+
+@contextmanager
+def scripted_upstream() -> Iterator[int]:
+    """An upstream that does what it is told; yields its port."""
+    with process_saying(r"^(\d+)$", "bench.scripted_upstream") as (_, port):
+        yield int(port)

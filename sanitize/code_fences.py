@@ -2,8 +2,10 @@
 
 A pair of code tags becomes a fence with its marks on lines of their own; white space between a
 tag and its line's end goes, and so does a fence that the model itself wrote inside the tags. A
-closing tag that closes nothing goes. Fences the model wrote pass as they are; inside them tags
-are code. What is code, its fence lines included, is told from what is prose.
+closing tag that closes nothing goes. Between tags only the closing tag ends the code (or the end of
+a fence the model wrote right there): a line of it that would end the shown fence is indented by
+four blanks, which Markdown takes as text. Fences the model wrote pass as they are; inside them
+tags are code. What is code, its fence lines included, is told from what is prose.
 """
 
 import re
@@ -11,6 +13,10 @@ from collections.abc import Callable, Sequence
 
 # Indentation and trailing blanks of a fence line, and white space between a tag and a fence.
 MAX_BLANK = 64
+
+# A fence's last line has at most three blanks before its marks (CommonMark 4.5).
+INDENT = "    "
+MAX_FENCE_INDENT = 3
 
 # Fence marks in a row, and characters after them that are looked through for a backtick: the
 # one thing that makes the line an inline code span. Longer lines are no fences, or surely are.
@@ -73,7 +79,7 @@ class CodeFencer:
         self._held = ""
         self._output: list[tuple[str, bool]] = []
         self._fence = ""  # marks that the open fence began with
-        self._marks = ""  # marks that will end it: those inside the tag if the model wrote both
+        self._marks = ""  # marks that will end it: inside a tag those the model wrote, if any
         self._is_tagged = False  # it stands for a code tag
         self._is_line_empty = True  # nothing of this line was emitted
         self._next: Callable[[str, int, bool], int] = self._read_line_start
@@ -90,9 +96,13 @@ class CodeFencer:
         return self._take_output()
 
     def _read_line_start(self, text: str, at: int, is_last: bool) -> int:
+        if self._is_tagged and not self._marks:
+            return self._read_tagged_line_start(text, at, is_last)
         if self._fence:
             tag = self._closing if self._is_tagged else ""
             end = _find_closing_end(text, at, self._marks, tag, is_last)
+            if end == at and self._is_tagged:
+                return self._read_tagged_line_start(text, at, is_last)
         else:
             end = _find_opening_end(text, at, is_last)
         if end == _UNDECIDED:
@@ -109,6 +119,16 @@ class CodeFencer:
             self._open(_marks_at(text, at))
             self._emit(text[at:end])
         return end
+
+    def _read_tagged_line_start(self, text: str, at: int, is_last: bool) -> int:
+        """Keep a line of code from ending the fence around it."""
+        end = _find_closing_end(text, at, self._fence, self._closing, is_last)
+        if end == _UNDECIDED:
+            return _UNDECIDED
+        self._next = self._read_line
+        if end > at and text.find("`", at) - at <= MAX_FENCE_INDENT:
+            self._emit(INDENT)
+        return at
 
     def _read_line(self, text: str, at: int, is_last: bool) -> int:
         if self._fence:
@@ -135,7 +155,7 @@ class CodeFencer:
         self._emit(before if had_line else "")
         if tag == self._opening:
             self._break_line()
-            self._open("```")
+            self._fence = "```"
             self._is_tagged = True
             self._emit("```python\n")
             self._next = self._read_after_opening

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sanitize.think import scrub
+from sanitize.think_tag import is_closing, make_pattern
 from streaming.failures import InvalidRequest
 from streaming.run_spec import Image, RunSpec, Turn
 
@@ -163,8 +164,8 @@ def _without_reasoning(text: str, tag_names: tuple[str, ...]) -> str:
     opening stood in the prompt, and Open WebUI's details blocks.
     """
     text = _REASONING_DETAILS.sub("", text)
-    first = re.search(rf"<\s*(/?)\s*(?:{'|'.join(tag_names)})\b", text, re.IGNORECASE)
-    starts_open = first is not None and first[1] == "/"
+    first = make_pattern(tag_names).search(text, 0)
+    starts_open = first is not None and is_closing(first)
     return scrub(text, mode="block", tag_names=tag_names, starts_open=starts_open).strip()
 
 

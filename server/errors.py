@@ -71,7 +71,9 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         # An upstream that broke off may have done the work.
         return error_response(error, work_begun=isinstance(error, UpstreamFailed))
     except web.RequestPayloadError:
-        return error_response(InvalidRequest("The request body cannot be decoded."))
+        response = error_response(InvalidRequest("The request body cannot be decoded."))
+        response.force_close()  # what follows in the connection cannot be read either
+        return response
     except web.HTTPException as error:
         if error.status < 400:
             raise

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
@@ -22,9 +22,16 @@ log = logging.getLogger("server")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(settings: Settings, agents: Mapping[str, AgentFactory]) -> None:
-    """Serve until told to stop. Raises OSError where it cannot listen."""
+async def serve(
+    settings: Settings,
+    agents: Mapping[str, AgentFactory],
+    *,
+    also: Callable[[web.Application], None] | None = None,
+) -> None:
+    """Serve until told to stop; `also` may add to the application. Raises OSError where it cannot listen."""
     app = create_app(settings, agents)
+    if also is not None:
+        also(app)
     # Without handler_cancellation a handler never learns that its client left.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     told = asyncio.Event()

@@ -80,7 +80,8 @@ class _Drive:
             make_model=self._make_model,
             embedded=self._means.embedded,
         )
-        agent = call_factory(self._means.agents[self._spec.agent], context)
+        with captured(_log_building):  # what libraries say while an agent is built is no reasoning
+            agent = call_factory(self._means.agents[self._spec.agent], context)
         try:
             self._fit(agent)
             return self._iterate(agent)
@@ -136,6 +137,11 @@ class _Drive:
         if agent.model.failure is not None:
             raise _model_failure(agent.model.failure)
         return Final(reader.answer)
+
+
+def _log_building(text: str) -> None:
+    if text.strip():
+        log.debug("while an agent was built: %s", text.strip())
 
 
 def _abandon(items: Generator[Any], cancelled: RunCancelled) -> None:

@@ -7,6 +7,7 @@ ends before its finish.
 """
 
 import logging
+import re
 from typing import Any
 
 import msgspec
@@ -73,6 +74,7 @@ class ModelChunk(msgspec.Struct, frozen=True):
 
 
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
+_HALF = re.compile("[\ud800-\udfff]")
 _NO_CHUNK = frozenset({None, b"", b"[DONE]"})
 
 
@@ -85,6 +87,8 @@ class ModelChunkReader:
         self._token = token
         self._finished = False
         self._has_choice = False
+        self._text = CharacterMender()
+        self._thinking = CharacterMender()
 
     def feed(self, data: bytes) -> list[ModelChunk]:
         """The chunks that are complete by now. Raises UpstreamFailed."""
@@ -107,7 +111,7 @@ class ModelChunkReader:
             raise UpstreamFailed("The upstream ended its reply before it was complete.")
         if not self._has_choice:
             raise UpstreamFailed("The upstream sent something that is no chat completion.")
-        return chunks
+        return [*chunks, ModelChunk(text=self._text.flush(), thinking=self._thinking.flush())]
 
     def _chunks(self, events: list[SseEvent]) -> list[ModelChunk]:
         if any(event.data == b"[DONE]" for event in events):
@@ -135,12 +139,38 @@ class ModelChunkReader:
         choice = chunk.choices[0]
         delta = choice.delta or choice.message or Delta()
         return ModelChunk(
-            text=_text_of(delta.content),
-            thinking=delta.reasoning_content or delta.reasoning or "",
+            text=self._text.feed(_text_of(delta.content)),
+            thinking=self._thinking.feed(delta.reasoning_content or delta.reasoning or ""),
             tool_calls=tuple(delta.tool_calls or ()),
             usage=chunk.usage,
             finish_reason=choice.finish_reason or None,  # MiniMax sends "" for null
         )
+
+
+class CharacterMender:
+    """Makes whole a character beyond U+FFFF whose halves came in two deltas, which tokenizers do.
+
+    A half that stays alone becomes U+FFFD: there is no code, no file and no terminal that takes it.
+    """
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def feed(self, text: str) -> str:
+        """The text so far, without a first half at its end."""
+        text = self._half + text
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        return _mended(text.removesuffix(self._half))
+
+    def flush(self) -> str:
+        half, self._half = self._half, ""
+        return _mended(half)
+
+
+def _mended(text: str) -> str:
+    if text.isascii() or not _HALF.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _text_of(content: str | list[dict[str, Any]] | None) -> str:

@@ -8,7 +8,7 @@ stream that ends without being complete ends in `UpstreamFailed`.
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,18 +136,37 @@ class _StreamEnd:
 
     def __init__(self, finishes: int) -> None:
         self._missing = finishes
+        self._finished: set[Any] = set()  # indexes of choices
 
     def see(self, events: bytes) -> None:
         """Look at whole events."""
-        if self._missing > 0:
-            self._missing -= len(_FINISHED.findall(events))
-            if _DONE.search(events):
-                self._missing = 0
+        if self._missing <= 0:
+            return
+        if _DONE.search(events):
+            self._missing = 0
+        elif _FINISHED.search(events):
+            finished = _finished_choices(events) - self._finished
+            self._finished |= finished
+            self._missing -= len(finished)
 
     def check(self) -> None:
         """Raises UpstreamFailed where something is missing."""
         if self._missing > 0:
             raise UpstreamFailed("The upstream ended its reply before it was complete.")
+
+
+def _finished_choices(events: bytes) -> set[Any]:
+    """The indexes of the choices that finish in these events; some finish one twice."""
+    parser = SseParser()
+    finished = set()
+    for event in parser.feed(events) + parser.flush():
+        if event.data is None or not _FINISHED.search(event.data):
+            continue
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
+            for choice in decode_json(event.data)["choices"]:
+                if choice.get("finish_reason"):
+                    finished.add(choice.get("index"))
+    return finished
 
 
 def _is_small(response: aiohttp.ClientResponse) -> bool:

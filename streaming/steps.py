@@ -6,6 +6,7 @@ as text. The oddities of smolagents 1.26 end here: the last step yielded twice a
 """
 
 import base64
+import contextvars
 import io
 import json
 import struct
@@ -148,12 +149,19 @@ def pictures(images: Sequence[Image]) -> list[PillowImage.Image]:
     opened: list[PillowImage.Image] = []
     for image in images:
         try:
-            picture = PillowImage.open(io.BytesIO(image.data))
-            if picture.width * picture.height <= MAX_PIXELS:
-                picture.load()
+            # In a context of its own: what Pillow warns of is not the run's output.
+            picture = contextvars.Context().run(_read_picture, image.data)
         except UNREADABLE:
             raise ValueError(f"an image of type {image.media_type} cannot be read") from None
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"an image has more than {MAX_PIXELS} pixels")
         opened.append(picture)
     return opened
+
+
+def _read_picture(data: bytes) -> PillowImage.Image:
+    """Read whole, or its header alone where it is too large."""
+    picture = PillowImage.open(io.BytesIO(data))
+    if picture.width * picture.height <= MAX_PIXELS:
+        picture.load()
+    return picture

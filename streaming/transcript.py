@@ -30,7 +30,8 @@ NO_ANSWER = "Done."
 OUTPUT_FENCE = "`" * 4
 PRINTED_ANSWER = "final answer:"
 MAX_PRINTED_ANSWER = 4096  # characters of one line that are looked at
-_OUTPUT_FENCE_LINE = re.compile(rf"^(?=\s{{0,3}}{OUTPUT_FENCE})", re.MULTILINE)
+_OUTPUT_FENCE_LINE = re.compile(rf"^(?=[ \t]{{0,3}}{OUTPUT_FENCE})", re.MULTILINE)
+_FENCE_LINE = re.compile(r"^[ \t]{0,3}(`{3,})", re.MULTILINE)
 
 
 class Transcript:
@@ -137,7 +138,7 @@ class Transcript:
     def _step(self, step: Step) -> str:
         parts = []
         if step.code and not self._wrote_code:
-            parts.append(f"```python\n{self._clean(step.code, code=True)}\n```")
+            parts.append(_fenced_code(self._clean(step.code, code=True)))
         if step.observation and (observation := self._clean(step.observation)):
             parts.append(f"{OUTPUT_FENCE}text\n{_fence_safe(observation)}\n{OUTPUT_FENCE}")
         if step.error:
@@ -221,6 +222,13 @@ class _OutputSection:
     def flush(self) -> str:
         rest = self._denoiser.feed(self._scrubber.flush()) + self._denoiser.flush()
         return _fence_safe(rest)
+
+
+def _fenced_code(code: str) -> str:
+    """Code that is there as a whole, in a fence longer than any that it holds."""
+    longest = max((len(marks) for marks in _FENCE_LINE.findall(code)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}python\n{code}\n{fence}"
 
 
 def _fence_safe(text: str) -> str:

@@ -11,13 +11,19 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5.0
 MAX_CHARACTERS = 300
+# As much of a text is looked through: the patterns take the square of a text without blanks.
+MAX_READ_CHARACTERS = 1000
 
 _REVEALING = re.compile(
     r"\b[a-z][a-z0-9+.-]*://\S+"  # addresses
-    r"|\S*/\S+/\S*"  # paths
-    r"|\b[\w-]+(?:\.[\w-]+)*:\d{2,5}\b"  # host:port
-    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"  # IPv4
-    r"|\b(?:sk|hf|key|tok)[-_][\w-]{3,}",  # tokens
+    r"|\S*/\S+/\S*|(?<![\w./])~?/[\w.-]{2,}|\b[a-z]:\\\S+"  # paths
+    r"|\b(?=[\w.-]*[a-z])[\w-]+(?:\.[\w-]+)*:\d{2,5}\b"  # host:port
+    r"|\b[\w-]+(?:\.[\w-]+)*\.(?:internal|local|lan|svc|com|net|org|io|ai|dev|cloud)\b"  # hosts
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d{2,5})?\b"  # IPv4
+    r"|\[[0-9a-f:]*::?[0-9a-f:.]*\](?::\d{2,5})?"  # IPv6, in brackets and without
+    r"|(?<![\w:])(?:(?:[0-9a-f]{1,4}::?){3,7}[0-9a-f]{1,4}|[0-9a-f:]{0,40}::[0-9a-f]+)(?![\w:])"
+    r"|\b(?:sk|hf|key|tok)[-_][\w-]{3,}|\beyJ[\w.-]{8,}"  # tokens
+    r"|\bbearer\s+(?=\S*[\d_]|\S*\.\w)[\w.~+/=-]{8,}",
     re.IGNORECASE,
 )
 
@@ -33,7 +39,7 @@ def error_text(error: Any, token: str | None = None) -> str:
     text = str(error)
     if token:
         text = text.replace(token, "(hidden)")
-    return _REVEALING.sub("(hidden)", text)[:MAX_CHARACTERS]
+    return _REVEALING.sub("(hidden)", text[:MAX_READ_CHARACTERS])[:MAX_CHARACTERS]
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:

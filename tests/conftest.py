@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+import streaming.relay
+import streaming.upstream
 from server.app import create_app
 from server.registry import load_agents
 from server.settings import make_settings
+from streaming.upstream import pieces_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Script = Callable[[list[dict[str, Any]]], str]
@@ -82,12 +86,43 @@ def text_of(events: list[Any], name: str) -> str:
     )
 
 
+class Reads:
+    """What gateways of this process read of upstream replies: the pieces, as they came, in order."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.bytes_at_port: Counter[int] = Counter()
+        self._moved = asyncio.Event()
+
+    async def of(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """Stands for `pieces_of`."""
+        connection = response.connection  # None where all of the body is there already
+        transport = connection.transport if connection is not None else None
+        port = transport.get_extra_info("sockname")[1] if transport is not None else 0
+        async for data in pieces_of(response):
+            self.pieces.append(data)
+            self.bytes_at_port[port] += len(data)
+            self._moved.set()
+            yield data
+
+    async def reach(self, port: int, count: int) -> None:
+        """Wait until so many bytes have been read by the client at this port."""
+        async with asyncio.timeout(10):
+            while self.bytes_at_port[port] < count:
+                self._moved.clear()
+                await self._moved.wait()
+
+
+READS: web.AppKey[Reads] = web.AppKey("reads", Reads)
+
+
 @dataclass
 class FakeUpstream:
     """An upstream whose handler a test may replace; it keeps the requests it got."""
 
     handler: Handler
     base: str = ""
+    reads: Reads = field(default_factory=Reads)
     requests: list[tuple[web.Request, bytes]] = field(default_factory=list)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -135,14 +170,19 @@ async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
 def raw_reply(
     pieces: list[bytes], content_type: str = "text/event-stream", status: int = 200
 ) -> Handler:
-    """An upstream that writes just these bytes, one TCP write each."""
+    """An upstream that writes just these bytes; each piece once the gateway has read the one before."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=status, headers={"Content-Type": content_type})
+        assert request.transport is not None
+        port = request.transport.get_extra_info("peername")[1]
+        reads = request.app[READS]
+        count = reads.bytes_at_port[port]
         await response.prepare(request)
         for piece in pieces:
             await response.write(piece)
-            await asyncio.sleep(0)
+            count += len(piece)
+            await reads.reach(port, count)
         return response
 
     return handler
@@ -152,11 +192,14 @@ MakeGateway = Callable[..., Awaitable[Gateway]]
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
+async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeUpstream]:
     """A listening upstream; set its `handler`."""
     fake = FakeUpstream(scripted(lambda messages: "<code>\nfinal_answer('hello')\n</code>"))
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/v1/{path:.*}", fake.serve)
+    app[READS] = fake.reads
+    for reader in (streaming.relay, streaming.upstream):
+        monkeypatch.setattr(reader, "pieces_of", fake.reads.of)
     async with listening(app) as base:
         fake.base = f"{base}/v1"
         yield fake

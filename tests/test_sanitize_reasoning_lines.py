@@ -197,7 +197,10 @@ def test_a_line_is_judged_by_its_first_characters() -> None:
         ("<code>{}py\nx{}\n\n</code>", "{}python\nx{}\n\n{}\n"),
         ("<code>\n\n  {}python\nx\n{}</code>Done", "{}python\nx\n{}\nDone"),
         ("<code>\n~~~\nx\n~~~\n</code>", "{}python\nx\n{}\n"),
-        ("<code>\nx\n{}\nDone </code>so", "{}python\nx\n{}\nDone so"),
+        ("<code>\nx\n{}\nDone </code>so", "{}python\nx\n    {}\nDone \n{}\nso"),
+        ("<code>\nx\n  {}`\n{}py\n    {}\n</code>", "{}python\nx\n      {}`\n{}py\n    {}\n{}\n"),
+        ("<code>\n~~~\nx\n{}\n~~~\n</code>", "{}python\nx\n    {}\n{}\n"),
+        ("<code>\nx\n{}", "{}python\nx\n    {}\n{}\n"),
         ("a </code> b\n</code>\nc", "a  b\nc"),
         ("<code>\n<code>x\n", "{}python\n<code>x\n{}\n"),
         (

@@ -9,13 +9,14 @@ from conftest import (
     FakeUpstream,
     MakeGateway,
     Script,
+    chunk,
     events_of,
     raw_reply,
     scripted,
     text_of,
     until,
 )
-from smolagents import CodeAgent, tool
+from smolagents import ChatMessage, CodeAgent, MessageRole, Model, tool
 
 from streaming.agent_context import AgentContext
 
@@ -369,3 +370,111 @@ async def test_a_client_that_leaves_ends_the_model_call_and_frees_the_slot(
             await upstream.closed.wait()
             await until(lambda: not supervisor.running)
         assert not supervisor.runs
+
+
+class FailingModel(Model):  # type: ignore[misc]
+    """An author's own model: it writes code twice and then fails, saying too much."""
+
+    calls = 0
+
+    def generate(self, messages: Any, **kwargs: Any) -> ChatMessage:
+        self.calls += 1
+        if self.calls > 2:
+            raise RuntimeError("key sk-secret refused by https://models.internal")
+        return ChatMessage(role=MessageRole.ASSISTANT, content="<code>\nprint('row')\n</code>")
+
+
+async def test_an_authors_model_that_fails_at_max_steps_is_a_failure_and_not_the_answer(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    gateway = await make_gateway(
+        {"own": lambda: CodeAgent(tools=[], model=FailingModel(model_id="own"), max_steps=2)}
+    )
+    status, headers, reply = await gateway.post(ASK | {"model": "own"})
+    assert status == 500
+    assert headers["x-should-retry"] == "false"
+    assert reply["error"] == {
+        "message": "The agent's model call failed: RuntimeError.",
+        "type": "agent_error",
+        "param": None,
+        "code": "agent_failed",
+    }
+    events = await gateway.stream(ASK | {"model": "own"})
+    assert events[-2]["error"] == reply["error"]
+    assert events[-3]["choices"][0]["finish_reason"] == "error"
+    assert text_of(events, "content") == ""
+    assert "secret" not in json.dumps(events)
+
+
+async def test_a_plan_appears_once(upstream: FakeUpstream, make_gateway: MakeGateway) -> None:
+    def script(messages: list[dict[str, Any]]) -> str:
+        asked = json.dumps(messages[-1])
+        if "end_plan" in asked:
+            return f"PLAN {len(upstream.requests)}: look, then say."
+        turn = sum("the code" in json.dumps(m) for m in messages if m["role"] == "assistant")
+        code = "final_answer('seen')" if turn else "print('looked')"
+        return f"Here is the code.\n<code>\n{code}\n</code>"
+
+    upstream.handler = scripted(script)
+    gateway = await make_gateway(
+        {"planner": lambda c: CodeAgent(tools=[], model=c.model, planning_interval=1, max_steps=4)}
+    )
+    events = await gateway.stream(ASK | {"model": "planner"})
+    reasoning = text_of(events, "reasoning")
+    assert text_of(events, "content") == "seen"
+    assert [reasoning.count(f"PLAN {number}: look, then say.") for number in (1, 3)] == [1, 1]
+    assert reasoning.count("look, then say.") == 2
+    assert reasoning.count("print('looked')") == reasoning.count("final_answer('seen')") == 1
+    assert len(upstream.requests) == 4
+
+
+async def test_code_is_shown_once_where_smolagents_joins_or_mends_it(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    gateway = await make_gateway()
+    for reply, once in (
+        ("<code>\nrow = 1\n</code>\nand\n<code>\nfinal_answer(row)\n</code>", "row = 1"),
+        ("<code>\nfinal_answer = 1\nfinal_answer(final_answer)\n</code>", "final_answer = 1"),
+    ):
+        upstream.handler = scripted(lambda m, reply=reply: reply)  # type: ignore[misc]
+        events = await gateway.stream(ASK)
+        reasoning = text_of(events, "reasoning")
+        assert text_of(events, "content") == "1"
+        assert reasoning.count(once) == 1
+        assert reasoning.count("```python") == reply.count("<code>")
+
+
+async def test_an_open_code_tag_in_a_thought_leaves_the_codes_fence_alone(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    code = chunk(content="Well.\n<code>\nfinal_answer('fine')\n</code>")
+    thoughts = [
+        [chunk(reasoning_content="maybe <code>\nwrong()")],
+        [chunk(content="<think>maybe <code>\nwr"), chunk(content="ong()</think>")],
+    ]
+    gateway = await make_gateway()
+    for thought in thoughts:
+        pieces = [f"data: {json.dumps(event)}\n\n".encode() for event in (*thought, code)]
+        upstream.handler = raw_reply([*pieces, b"data: [DONE]\n\n"])
+        events = await gateway.stream(ASK)
+        assert text_of(events, "content") == "fine"
+        reasoning = text_of(events, "reasoning")
+        assert "wrong()\n```\n\nWell.\n```python\nfinal_answer('fine')\n```\n" in reasoning
+        assert reasoning.count("```") == 4
+
+
+async def test_no_event_of_a_stream_nears_64_kilobytes(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    code = "text = 'abcdef' + '\\U0001f600' * 20000\nprint(text)\nfinal_answer(text)"
+    upstream.handler = scripted(lambda m: f"{'😀' * 9000}\n<code>\n{code}\n</code>", pieces=9000)
+    gateway = await make_gateway()
+    for name in ("deepseek", "think_tags"):
+        async with gateway.session.post(
+            gateway.base + "/v1/chat/completions",
+            json=ASK | {"stream": True, "reasoning_format": name},
+        ) as response:
+            raw = await response.read()
+        assert max(map(len, raw.split(b"\n\n"))) < 64 * 1024
+        said = text_of(events_of(raw), "content")
+        assert said.endswith("abcdef" + "😀" * 20000)

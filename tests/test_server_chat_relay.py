@@ -41,6 +41,7 @@ async def test_a_relayed_stream_is_byte_identical(
     gateway = await make_gateway()
     status, headers, raw = await read_raw(gateway, ASK)
     assert (status, raw) == (200, STREAM)
+    assert upstream.reads.pieces == in_pieces(STREAM, size)
     assert headers["Content-Type"] == "text/event-stream"
     assert headers["Cache-Control"] == "no-cache, no-transform"
     assert headers["X-Accel-Buffering"] == "no"

@@ -1,5 +1,6 @@
 """`python -m server` as a user starts it: the embedded model, the OpenAI SDK, signals, refusals."""
 
+import http.client
 import os
 import re
 import signal
@@ -7,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -199,3 +202,87 @@ def test_help_lists_every_setting() -> None:
     )
     for flag in ("--upstream-openai-base", "--agent-model", "--unix-socket", "--max-running"):
         assert flag in done.stdout
+
+
+def read_agent(base: str) -> bytes:
+    """A whole streamed run."""
+    body = b'{"stream": true, "messages": [{"role": "user", "content": "x"}]}'
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{base}/chat/completions", body, headers)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        told: bytes = response.read()
+        return told
+
+
+@contextmanager
+def silent_upstream() -> Iterator[str]:
+    """Takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+
+
+def wait_for_a_run(base: str) -> None:
+    deadline = time.monotonic() + 10
+    while b'"status":"running"' not in urllib.request.urlopen(f"{base}/runs").read():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_sigterm_ends_what_does_not_finish_in_time_with_an_error_event() -> None:
+    with (
+        silent_upstream() as upstream,
+        started(
+            "--drain-seconds", "0.5", "--heartbeat-seconds", "0.05", UPSTREAM_OPENAI_BASE=upstream
+        ) as (process, base),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client = pool.submit(read_agent, base)
+        wait_for_a_run(base)
+        process.send_signal(signal.SIGTERM)
+        told = client.result(10)
+        assert process.wait(10) == 0
+    assert b'"code":"draining"' in told
+    assert told.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    with (
+        silent_upstream() as upstream,
+        started(UPSTREAM_OPENAI_BASE=upstream) as (process, base),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client = pool.submit(read_agent, base)
+        wait_for_a_run(base)
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while status_of(f"{base}/readyz") != 503:
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 1
+        with pytest.raises((OSError, http.client.HTTPException)):
+            client.result(10)
+
+
+def test_no_process_outlives_a_killed_server() -> None:
+    with started(UPSTREAM_OPENAI_BASE="http://127.0.0.1:1/v1", JAIL="required") as (process, _):
+        pids = descendants(process.pid)
+        assert pids
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 5
+        while any(map(alive, pids)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [*map(int, children), *(pid for child in children for pid in descendants(int(child)))]

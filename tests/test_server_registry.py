@@ -12,6 +12,7 @@ from smolagents import (
     MessageRole,
     Model,
     OpenAIModel,
+    PythonInterpreterTool,
     Tool,
     ToolCallingAgent,
 )
@@ -63,6 +64,10 @@ def takes_nothing_whole() -> CodeAgent:
 an_agent = takes_nothing()
 
 
+def makes_one_for_all(context: AgentContext) -> CodeAgent:
+    return an_agent
+
+
 def makes_no_agent(context: AgentContext) -> str:
     return "agent"
 
@@ -98,6 +103,7 @@ def test_factories_are_loaded_and_make_a_fresh_agent_each_time(attribute: str) -
         ("test_server_registry:nothing", "no attribute 'nothing'"),
         ("test_server_registry:an_agent", "every run needs its own"),
         ("test_server_registry:makes_no_agent", "returned str"),
+        ("test_server_registry:makes_one_for_all", "same agent twice"),
         ("test_server_registry:takes_two", "more than one argument"),
         ("just-a-word", "neither a folder nor"),
         (str(Path(__file__).parent), "agent.json"),
@@ -185,3 +191,39 @@ async def test_a_managed_agent_is_live_too(
     assert "helped" in text_of(events, "content")
     assert "from below\n" in text_of(events, "reasoning")
     assert events[-2]["usage"]["prompt_tokens"] == 20
+
+
+async def test_a_tool_calling_agents_python_interpreter_is_a_tool_like_any_other(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    def factory(context: AgentContext) -> ToolCallingAgent:
+        return ToolCallingAgent(tools=[PythonInterpreterTool()], model=context.model)
+
+    replies = [
+        '{"name": "python_interpreter", "arguments": {"code": "print(6 * 7)"}}',
+        '{"name": "final_answer", "arguments": {"answer": "done"}}',
+    ]
+    upstream.handler = scripted(lambda m: replies[min(len(upstream.requests) - 1, 1)])
+    gateway = await make_gateway({"calls": factory})
+    message = {"role": "user", "content": "go"}
+    events = await gateway.stream({"model": "calls", "messages": [message]})
+    reasoning = text_of(events, "reasoning")
+    assert 'Tool call: `python_interpreter({"code": "print(6 * 7)"})`' in reasoning
+    assert "42" in reasoning
+    assert text_of(events, "content") == "done"
+
+
+async def test_functions_that_an_author_gives_to_the_executor_can_be_called(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    def factory(context: AgentContext) -> CodeAgent:
+        functions = {"twice": lambda number: 2 * number}
+        return CodeAgent(
+            tools=[], model=context.model, executor_kwargs={"additional_functions": functions}
+        )
+
+    upstream.handler = scripted(lambda m: "<code>\nfinal_answer(twice(21))\n</code>")
+    gateway = await make_gateway({"functions": factory})
+    message = {"role": "user", "content": "go"}
+    events = await gateway.stream({"model": "functions", "messages": [message]})
+    assert text_of(events, "content") == "42"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from conftest import (
     text_of,
     until,
 )
+from smolagents import CodeAgent, tool
 
 from server.drain import drain
 from server.keys import SUPERVISOR
@@ -211,6 +213,54 @@ async def test_a_request_may_say_what_becomes_of_it_when_its_client_leaves(
     assert len(upstream.requests) == 2 - answers
 
 
+async def test_a_client_that_leaves_the_queue_is_never_started(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    model = Gated(upstream)
+    gateway = await make_gateway(max_running=1)
+    supervisor = gateway.app[SUPERVISOR]
+    first = asyncio.ensure_future(gateway.post(ASK))
+    await model.called()
+    waiting = asyncio.ensure_future(gateway.post(ASK))
+    await until(lambda: supervisor.queued == 1)
+    waiting.cancel()
+    await until(lambda: supervisor.queued == 0)
+    model.gate.set()
+    assert (await first)[0] == 200
+    await until(lambda: not supervisor.runs)
+    assert len(upstream.requests) == 1
+
+
+async def test_a_client_that_leaves_while_a_tool_sleeps_is_let_go_and_the_slot_follows(
+    upstream: FakeUpstream, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.supervisor.GRACE_SECONDS", 0.05)
+    begun, may_end = threading.Event(), threading.Event()
+
+    @tool
+    def hang() -> str:
+        """Waits in a C call that no signal ends."""
+        begun.set()
+        may_end.wait(30)
+        return "ended"
+
+    upstream.handler = scripted(lambda m: "<code>\nhang()\n</code>")
+    gateway = await make_gateway(
+        {"hanging": lambda context: CodeAgent(tools=[hang], model=context.model)}, max_running=1
+    )
+    supervisor = gateway.app[SUPERVISOR]
+    asking = asyncio.ensure_future(gateway.post(ASK | {"model": "hanging"}))
+    await asyncio.to_thread(begun.wait)
+    asking.cancel()
+    await until(lambda: supervisor.stuck == 1)
+    assert supervisor.running == 1  # the work goes on, so its slot stays taken
+    async with gateway.session.get(gateway.base + "/readyz") as response:
+        assert (await response.json())["reasons"] == {"runs": "1 runs do not stop"}
+    may_end.set()
+    await until(lambda: not supervisor.runs)
+    assert (supervisor.running, supervisor.stuck) == (0, 0)
+
+
 async def test_a_policy_that_is_none_is_a_400(make_gateway: MakeGateway) -> None:
     gateway = await make_gateway()
     status, _, reply = await gateway.post(ASK, headers={"X-On-Disconnect": "maybe"})
@@ -279,7 +329,7 @@ def flood(rows: int) -> str:
 async def raw_client(gateway: Gateway) -> socket.socket:
     """A client of small buffers that has sent its request and reads nothing."""
     client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     client.setblocking(False)
     port = int(gateway.base.rpartition(":")[2])
     loop = asyncio.get_running_loop()

@@ -20,6 +20,18 @@ async def receive_all(channel: Channel) -> list[Event]:
             return events
 
 
+def announce_waits_of(channel: Channel, blocking: threading.Event) -> None:
+    """Set the event when a sender waits for room. It is set under the channel's lock, which nobody
+    else gets before the sender really waits."""
+    wait = channel._room.wait
+
+    def announced(timeout: float | None = None) -> bool:
+        blocking.set()
+        return wait(timeout)
+
+    channel._room.wait = announced  # type: ignore[method-assign]
+
+
 async def test_events_of_a_thread_arrive_in_order_and_then_the_end() -> None:
     channel = Channel(max_events=8)
 
@@ -37,17 +49,16 @@ async def test_events_of_a_thread_arrive_in_order_and_then_the_end() -> None:
 async def test_a_full_channel_blocks_the_sender_until_it_is_read() -> None:
     channel = Channel(max_events=2)
     sent = []
-    full = threading.Event()
+    blocking = threading.Event()
+    announce_waits_of(channel, blocking)
 
     def work() -> None:
         for number in range(3):
-            if number == 2:
-                full.set()
             channel.send(Note(str(number)))
             sent.append(number)
 
     thread = asyncio.get_running_loop().run_in_executor(None, work)
-    await asyncio.to_thread(full.wait)
+    assert await asyncio.to_thread(blocking.wait, 10)
     assert sent == [0, 1]
     assert len(await channel.receive_many()) == 2
     await thread
@@ -97,11 +108,11 @@ async def send_many(channel: Channel, text: str, count: int) -> None:
 async def test_a_blocked_sender_is_released_by_close_and_by_finish() -> None:
     for release in ("close", "finish"):
         channel = Channel(max_events=1)
-        channel_full = threading.Event()
+        blocking = threading.Event()
+        announce_waits_of(channel, blocking)
 
-        def work(channel: Channel = channel, full: threading.Event = channel_full) -> str:
+        def work(channel: Channel = channel) -> str:
             channel.send(Note("fits"))
-            full.set()
             try:
                 channel.send(Note("does not"))
             except RunCancelled:
@@ -109,7 +120,7 @@ async def test_a_blocked_sender_is_released_by_close_and_by_finish() -> None:
             return "sent"
 
         thread = asyncio.get_running_loop().run_in_executor(None, work)
-        await asyncio.to_thread(channel_full.wait)
+        assert await asyncio.to_thread(blocking.wait, 10)
         if release == "close":
             channel.close()
             with pytest.raises(anyio.ClosedResourceError):

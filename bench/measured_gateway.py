@@ -1,0 +1,108 @@
+"""The gateway as it is, with one route more: `/measure` tells what only its own process knows.
+
+`python -m bench.measured_gateway [flags of the server]` logs where it listens, as the server does.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+
+from server.keys import JAIL_POOL, SUPERVISOR
+from server.listen import serve
+from server.registry import load_agents
+from server.settings import read_settings
+
+SAMPLE_SECONDS = 0.005
+LATE_MS = 20.0
+
+
+class LoopLag:
+    """How late the event loop is, in milliseconds, sampled every SAMPLE_SECONDS."""
+
+    def __init__(self) -> None:
+        self.samples: list[float] = []
+
+    async def sample(self) -> None:
+        while True:
+            due = time.monotonic() + SAMPLE_SECONDS
+            await asyncio.sleep(SAMPLE_SECONDS)
+            self.samples.append(max(0.0, (time.monotonic() - due) * 1e3))
+
+    def take(self) -> dict[str, float]:
+        samples, self.samples = sorted(self.samples), []
+        if not samples:
+            samples = [0.0]
+        return {
+            "samples": len(samples),
+            "late": sum(sample > LATE_MS for sample in samples),
+            "p50": samples[len(samples) // 2],
+            "p99": samples[int(len(samples) * 0.99)],
+            "max": samples[-1],
+        }
+
+
+def resident_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+
+
+def children_cpu_seconds() -> float:
+    """CPU of the zygote and of all jails that it has reaped."""
+    pid = os.getpid()
+    ticks = 0
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def add_measure(app: web.Application) -> None:
+    lag = LoopLag()
+
+    async def sampling(app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(lag.sample())
+        yield
+        task.cancel()
+
+    async def measure(request: web.Request) -> web.Response:
+        pool = request.app.get(JAIL_POOL)
+        supervisor = request.app[SUPERVISOR]
+        return web.json_response(
+            {
+                "pid": os.getpid(),
+                "lag_ms": lag.take(),
+                "cpu_seconds": time.process_time(),
+                "jails_cpu_seconds": children_cpu_seconds(),
+                "rss_kib": resident_kib(),
+                "threads": threading.active_count(),
+                "fds": len(os.listdir("/proc/self/fd")),
+                "tasks": len(asyncio.all_tasks()),
+                "jails": pool.stats.alive if pool else 0,
+                "running": supervisor.running,
+                "stuck": supervisor.stuck,
+            }
+        )
+
+    app.cleanup_ctx.append(sampling)
+    app.router.add_get("/measure", measure)
+
+
+if __name__ == "__main__":
+    settings = read_settings(sys.argv[1:], os.environ)
+    logging.basicConfig(level=settings.log_level)
+    agents = load_agents(settings.agents, embedded=settings.embedded)
+    if sys.platform == "linux":
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    else:
+        runner = asyncio.Runner()
+    with runner:
+        runner.run(serve(settings, agents, also=add_measure))
