@@ -34,6 +34,10 @@ class ContentScrubber:
         """As ThinkScrubber's."""
         return self._scrubber.idle
 
+    def feed_text(self, text: str) -> str:
+        """A string in mode `tags`: the visible text."""
+        return self._scrubber.feed(text)
+
     def feed(self, value: object, ends: bool = False) -> list[ContentRun]:
         """Take the next value; with `ends` the last one, which may be empty.
 

@@ -83,6 +83,10 @@ class DeltaScrubber:
         if not isinstance(choices, list):
             return [chunk]
         self._last_chunk = chunk
+        if len(choices) == 1 and self._mode == "tags" and not self._fields:
+            plain = self._feed_plain(chunk, choices[0])
+            if plain is not None:
+                return plain
         tails = self._read_tails() if not choices and chunk.get("usage") else []
         rows = [self._read_choice(choice) for choice in choices]
         self._note_idle()
@@ -94,6 +98,30 @@ class DeltaScrubber:
         if all(len(row) <= 1 for row in rows):
             return [*tails, {**chunk, "choices": read}]
         return [*tails, *map(self._wrap, read[:-1]), {**chunk, "choices": read[-1:]}]
+
+    def _feed_plain(self, chunk: Json, choice: Any) -> list[Json] | None:
+        """What nearly all chunks are: one choice, its text alone. None: it is something else."""
+        if type(choice) is not dict or choice.get("finish_reason") is not None:
+            return None
+        delta, index = choice.get("delta"), choice.get("index")
+        if (
+            type(delta) is not dict
+            or len(delta) != 1
+            or type(text := delta.get("content")) is not str
+        ):
+            return None
+        scrubber = self._contents.get(index) if type(index) is int else None
+        if scrubber is None or not text or len(self._contents) != 1:
+            return None
+        if choice.keys() - _CHOICE_SHAPE or chunk.keys() - _ENVELOPE:
+            return None
+        if choice.get("logprobs") or chunk.get("usage"):
+            return None
+        read = scrubber.feed_text(text)
+        self._idle = scrubber.idle
+        if read == text:
+            return [chunk]
+        return [{**chunk, "choices": [{**choice, "delta": {"content": read}}]}] if read else []
 
     def flush(self) -> list[Json]:
         """Return what is held, at the end of a stream that did not finish all its choices.

@@ -4,7 +4,6 @@ In: settings and agents. Out: an aiohttp Application, ready to be run.
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 from aiohttp import web
 
@@ -26,7 +25,7 @@ def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Ap
     app[SETTINGS] = settings
     app[AGENTS] = dict(agents)
     app[RELAYS] = set()
-    app.cleanup_ctx.extend((parts.embedded_model, parts.upstream, parts.jail, parts.supervisor))
+    app.cleanup_ctx.extend((parts.embedded_model, parts.upstreams, parts.jail, parts.supervisor))
     for prefix in ("", "/v1"):
         app.router.add_get(f"{prefix}/healthz", health.healthz)
         app.router.add_get(f"{prefix}/readyz", health.readyz)
@@ -36,6 +35,6 @@ def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Ap
         app.router.add_get(f"{prefix}/runs", runs.list_runs)
         app.router.add_get(f"{prefix}/runs/{{id}}", runs.get_run)
         app.router.add_post(f"{prefix}/runs/{{id}}/cancel", runs.cancel_run)
-        for path in relay_routes.PATHS:
-            app.router.add_post(f"{prefix}{path}", partial(relay_routes.relay_route, path))
+        for method, path in relay_routes.ROUTES:
+            app.router.add_route(method, prefix + path, relay_routes.relay_route)
     return app

@@ -10,15 +10,14 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from server.agent_reply import collect_run, stream_run
-from server.chat_request import body_for_upstream, chat_request_of, route_of, run_spec_of
+from server.chat_request import chat_request_of, route_of, run_spec_of
 from server.chat_wire import REASONING_FORMATS
 from server.idempotency import wish_of
-from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR
-from server.nothink import nothink_body
+from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAMS
 from server.relay_reply import send_relayed
+from server.relayed_body import chat_data
 from server.settings import DEFAULT_AGENT, Settings, leave_policy
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
-from streaming.relay import ScrubOptions
 
 CHAT_PATH = "/chat/completions"
 
@@ -28,22 +27,23 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     if request.content_type not in {"application/json", "application/octet-stream", "text/plain"}:
         raise UnsupportedMedia("The request body must be application/json.")
     body = await request.read()
-    route = route_of(body)
-    settings = request.app[SETTINGS]
-    model = route.model_id
-    if model == settings.model:
-        body = body_for_upstream(body, route)
-        return await send_relayed(request, CHAT_PATH, body, scrub=None, finishes=route.choices)
-    if model == settings.nothink_model:
-        scrub = ScrubOptions(
-            settings.nothink_scrub, settings.think_tags, settings.think_starts_open
-        )
-        upstream_body = nothink_body(body, settings.model, settings.nothink_directive)
+    asked = route_of(body)
+    model = asked.model_id
+    agents, upstreams = request.app[AGENTS], request.app[UPSTREAMS]
+    route = upstreams.exact(model)
+    if route is None and model not in agents:
+        route = upstreams.by_prefix(model)
+    if route is not None:
         return await send_relayed(
-            request, CHAT_PATH, upstream_body, scrub=scrub, finishes=route.choices
+            request,
+            CHAT_PATH,
+            chat_data(body, asked, route),
+            upstream=route.group,
+            scrub=route.scrub,
+            finishes=asked.choices,
         )
-    agents = request.app[AGENTS]
-    return await _run_agent(request, body, agent_for(model, agents, settings), model)
+    agent = agent_for(model, agents, request.app[SETTINGS])
+    return await _run_agent(request, body, agent, model)
 
 
 def agent_for(model: str | None, agents: Iterable[str], settings: Settings) -> str:

@@ -104,13 +104,6 @@ def json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def body_for_upstream(body: bytes, route: RoutedRequest) -> bytes:
-    """The body as it came, but for a model given as an object: upstreams know the string alone."""
-    if not isinstance(route.model, ModelObject):
-        return body
-    return msgspec.json.encode(json_object(body) | {"model": route.model.id})
-
-
 def chat_request_of(body: bytes) -> ChatRequest:
     """The request for an agent. Raises InvalidRequest."""
     request = _decoded(_chat, body)

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from server.keys import EMBEDDED, SUPERVISOR
+from server.keys import EMBEDDED, SUPERVISOR, UPSTREAM, UPSTREAMS
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -10,11 +10,14 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """200 or 503, with the reasons against."""
-    reasons = {"runs": request.app[SUPERVISOR].why_not_ready()}
-    if (embedded := request.app.get(EMBEDDED)) is not None:
+    """200 or 503, with the reasons against, and how each upstream is: ok, open or half-open."""
+    app = request.app
+    reasons = {
+        "runs": app[SUPERVISOR].why_not_ready(),
+        "upstream": app[UPSTREAM].why_not_ready(),
+    }
+    if (embedded := app.get(EMBEDDED)) is not None:
         reasons["embedded model"] = embedded.why_not_ready()
     against = {name: reason for name, reason in reasons.items() if reason is not None}
-    return web.json_response(
-        {"ready": not against, "reasons": against}, status=503 if against else 200
-    )
+    told = {"ready": not against, "reasons": against, "upstreams": app[UPSTREAMS].states()}
+    return web.json_response(told, status=503 if against else 200)

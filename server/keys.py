@@ -7,16 +7,19 @@ from aiohttp import web
 
 from server.idempotency import Replays
 from server.settings import Settings
+from server.upstreams import Upstreams
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
 from streaming.supervisor import Supervisor
-from streaming.upstream import Upstream
+from streaming.upstream_group import UpstreamGroup
 
 if TYPE_CHECKING:  # loaded only where the embedded model is used
     from server.embedded import EmbeddedUpstream
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
-UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
+# The agents' upstream, and all of them.
+UPSTREAM: web.AppKey[UpstreamGroup] = web.AppKey("upstream", UpstreamGroup)
+UPSTREAMS: web.AppKey[Upstreams] = web.AppKey("upstreams", Upstreams)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")

@@ -1,4 +1,4 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`: what can be asked for. Answers when the upstream is down."""
+"""`GET /v1/models` and `GET /v1/models/{id}`: what can be asked for. Answers when an upstream is down."""
 
 import time
 from typing import Any
@@ -6,30 +6,31 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from server.keys import AGENTS, SETTINGS
+from server.keys import AGENTS, UPSTREAMS
 from streaming.failures import ModelNotFound
 
 _STARTED = int(time.time())
 
 
 async def list_models(request: web.Request) -> web.Response:
-    return _json({"object": "list", "data": _models(request)})
+    return _json({"object": "list", "data": await _models(request)})
 
 
 async def get_model(request: web.Request) -> web.Response:
     """One model; its id may hold slashes. Raises ModelNotFound."""
     wanted = request.match_info["id"]
-    for model in _models(request):
+    for model in await _models(request):
         if model["id"] == wanted:
             return _json(model)
     raise ModelNotFound(f"The model '{wanted}' does not exist.", param="model")
 
 
-def _models(request: web.Request) -> list[dict[str, Any]]:
-    settings = request.app[SETTINGS]
-    agents = request.app[AGENTS]
-    owners = dict.fromkeys(agents, "smolgate")
-    owners |= dict.fromkeys((settings.model, settings.nothink_model), "upstream")
+async def _models(request: web.Request) -> list[dict[str, Any]]:
+    owners = dict.fromkeys(await request.app[UPSTREAMS].ids(), "upstream")
+    # Of two with one id the agent answers, but for an id that the operator gave to an upstream.
+    for agent in request.app[AGENTS]:
+        if request.app[UPSTREAMS].exact(agent) is None:
+            owners[agent] = "smolgate"
     return [
         {"id": name, "object": "model", "created": _STARTED, "owned_by": owner}
         for name, owner in owners.items()

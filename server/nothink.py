@@ -1,9 +1,11 @@
 """The body of a `…-nothink` request → the body that goes up.
 
-In: the client's bytes. Out: the same with the upstream's own model id and the no-think directive on a
-new line at the end of every user message; images and unknown fields survive.
+In: the client's bytes. Out: the same with the upstream's own model id, the no-think directive on a new
+line at the end of every user message, and what switches thinking off at the source; images and unknown
+fields survive.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,8 +14,11 @@ from server.chat_request import json_object
 from streaming.failures import InvalidRequest
 
 
-def nothink_body(body: bytes, model: str, directive: str) -> bytes:
-    """Raises InvalidRequest where the messages are not of the chat schema."""
+def nothink_body(body: bytes, model: str, directive: str, extra: Mapping[str, Any]) -> bytes:
+    """`extra` wins over the client's fields; objects in both are merged.
+
+    Raises InvalidRequest where the messages are not of the chat schema.
+    """
     request = json_object(body)
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -21,7 +26,17 @@ def nothink_body(body: bytes, model: str, directive: str) -> bytes:
     request["model"] = model
     if directive:
         request["messages"] = [_directed(message, directive) for message in messages]
-    return msgspec.json.encode(request)
+    return msgspec.json.encode(_merged(request, extra))
+
+
+def _merged(given: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(given)
+    for name, value in extra.items():
+        old = merged.get(name)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        merged[name] = value
+    return merged
 
 
 def _directed(message: Any, directive: str) -> Any:

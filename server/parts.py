@@ -1,6 +1,6 @@
 """The application's resources, each in one `cleanup_ctx` that opens and closes it.
 
-In: the settings on the application. Out: the embedded model, the upstream, the jail and the supervisor
+In: the settings on the application. Out: the embedded model, the upstreams, the jail and the supervisor
 under their keys, opened in this order and closed in reverse.
 """
 
@@ -14,7 +14,17 @@ from typing import Any
 from aiohttp import web
 
 from server.idempotency import Replays
-from server.keys import AGENTS, EMBEDDED, JAIL_POOL, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAM
+from server.keys import (
+    AGENTS,
+    EMBEDDED,
+    JAIL_POOL,
+    REPLAYS,
+    SETTINGS,
+    SUPERVISOR,
+    UPSTREAM,
+    UPSTREAMS,
+)
+from server.upstreams import open_upstreams
 from streaming.agent_context import MakeInterpreter
 from streaming.agent_run import RunMeans
 from streaming.cancellation import StopSignal
@@ -26,12 +36,8 @@ from streaming.loop_model import LoopModel, ThinkOptions
 from streaming.runners.thread import ThreadRunner
 from streaming.stdout import capture_installed
 from streaming.supervisor import Limits, Supervisor
-from streaming.upstream import Patience, Target, open_upstream
 
 log = logging.getLogger("server")
-
-# A request that comes while the embedded model is still being loaded waits for it.
-EMBEDDED_WAIT_SECONDS = 30.0
 
 
 async def embedded_model(app: web.Application) -> AsyncIterator[None]:
@@ -46,21 +52,11 @@ async def embedded_model(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-async def upstream(app: web.Application) -> AsyncIterator[None]:
-    """The session to the upstream."""
-    settings = app[SETTINGS]
-    embedded = app.get(EMBEDDED)
-
-    def target() -> Target:
-        base_url = settings.upstream_base or app[EMBEDDED].base_url
-        return Target(base_url, settings.token, settings.model)
-
-    async with open_upstream(
-        target,
-        patience=Patience(settings.first_token_seconds, settings.token_idle_seconds),
-        wait_ready=partial(embedded.wait_ready, EMBEDDED_WAIT_SECONDS) if embedded else None,
-    ) as opened:
-        app[UPSTREAM] = opened
+async def upstreams(app: web.Application) -> AsyncIterator[None]:
+    """The sessions to the upstreams."""
+    async with open_upstreams(app[SETTINGS], app.get(EMBEDDED)) as opened:
+        app[UPSTREAMS] = opened
+        app[UPSTREAM] = opened.default.group
         yield
 
 
@@ -129,7 +125,9 @@ def run_means(app: web.Application) -> RunMeans:
     """What the runs of this application share. Call it on the event loop."""
     settings = app[SETTINGS]
     loop = asyncio.get_running_loop()
-    think = ThinkOptions(settings.think_tags, settings.think_starts_open)
+    route = app[UPSTREAMS].default
+    starts_open = route.options[route.group.members[0].name].starts_open
+    think = ThinkOptions(settings.think_tags, starts_open)
 
     def make_model(**options: Any) -> LoopModel:
         return LoopModel(app[UPSTREAM], loop=loop, think=think, **options)

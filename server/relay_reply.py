@@ -7,42 +7,51 @@ the client's HTTP library reports.
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from server.chat_wire import DONE, error_event
+from server.direct_reply import DirectReply
 from server.drain import counted, refuse_when_draining
 from server.errors import error_object, unexpected
-from server.keys import OUTCOME, REQUEST_ID, SETTINGS, SUPERVISOR, UPSTREAM
+from server.keys import OUTCOME, REQUEST_ID, SETTINGS, SUPERVISOR
 from server.sse_writer import SseWriter
 from streaming.failures import Draining, SmolgateError
-from streaming.relay import Relayed, ScrubOptions, relay
+from streaming.relay import Relayed, RelayedEvents, ScrubOptions, relay
+from streaming.upstream_group import Data, UpstreamGroup
 
 
 async def send_relayed(
-    request: web.Request, path: str, body: Any, *, scrub: ScrubOptions | None, finishes: int = 0
+    request: web.Request,
+    path: str,
+    body: Data,
+    *,
+    upstream: UpstreamGroup,
+    scrub: ScrubOptions | None,
+    finishes: int = 0,
 ) -> web.StreamResponse:
     """Relay one request. Raises SmolgateError leaves before the first byte."""
     refuse_when_draining(request.app)
     headers = request.headers.copy()
     headers["X-Request-Id"] = request[REQUEST_ID]
     with counted(request.app):
-        return await _send(request, path, headers, body, scrub, finishes)
+        return await _send(request, path, headers, body, upstream, scrub, finishes)
 
 
 async def _send(
     request: web.Request,
     path: str,
     headers: Mapping[str, str],
-    body: Any,
+    body: Data,
+    upstream: UpstreamGroup,
     scrub: ScrubOptions | None,
     finishes: int,
 ) -> web.StreamResponse:
     if request.query_string:
         path = f"{path}?{request.query_string}"
     async with relay(
-        request.app[UPSTREAM],
+        upstream,
         request.method,
         path,
         headers,
@@ -51,8 +60,8 @@ async def _send(
         finishes=finishes,
     ) as relayed:
         relayed.headers["x-request-id"] = request[REQUEST_ID]
-        if relayed.is_event_stream:
-            return await _send_events(request, relayed)
+        if relayed.events is not None:
+            return await _send_events(request, relayed, relayed.events)
         if relayed.whole is not None:
             return web.Response(status=relayed.status, headers=relayed.headers, body=relayed.whole)
         return await _send_body(request, relayed)
@@ -78,7 +87,9 @@ async def _end_in_error(request: web.Request, writer: SseWriter, error: Smolgate
     await writer.send_events(error_event(error_object(error)) + DONE)
 
 
-async def _send_events(request: web.Request, relayed: Relayed) -> web.StreamResponse:
+async def _send_events(
+    request: web.Request, relayed: Relayed, events: RelayedEvents
+) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     writer = SseWriter(
         heartbeat_seconds=settings.heartbeat_seconds,
@@ -86,11 +97,12 @@ async def _send_events(request: web.Request, relayed: Relayed) -> web.StreamResp
         status=relayed.status,
         headers=relayed.headers,
     )
-    await writer.prepare(request)
+    payload_writer = await writer.prepare(request)
     async with writer:
         try:
-            async for data in relayed.pieces:
-                await writer.send_events(data)
+            if not await _carry(request, writer, payload_writer, events):
+                async for data in events.pieces:
+                    await writer.send_events(data)
         except SmolgateError as error:
             await _end_in_error(request, writer, error)
         except asyncio.CancelledError:
@@ -103,3 +115,19 @@ async def _send_events(request: web.Request, relayed: Relayed) -> web.StreamResp
             await _end_in_error(request, writer, unexpected(request, error))
         await writer.write_eof()
     return writer
+
+
+async def _carry(
+    request: web.Request,
+    writer: SseWriter,
+    payload_writer: AbstractStreamWriter | None,
+    events: RelayedEvents,
+) -> bool:
+    """The stream on the short way; False where that cannot be gone."""
+    if events.handler is None or payload_writer is None or not writer.chunked:
+        return False
+    stall_seconds = request.app[SETTINGS].stall_seconds
+    reply = DirectReply(
+        request, payload_writer, events.handler, events.stage, stall_seconds=stall_seconds
+    )
+    return await reply.carry()

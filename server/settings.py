@@ -10,9 +10,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from sanitize.think import Mode
+from server.upstream_settings import (
+    DEFAULT_NAME,
+    NOTHINK,
+    BadEntry,
+    UpstreamEntry,
+    UpstreamOptions,
+    base_url,
+    name_of,
+    parse_object,
+    parse_upstreams,
+    with_token,
+)
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_MODEL = "Qwen/Qwen3-1.7B"
@@ -45,6 +56,8 @@ class Setting:
     def read(self, text: str, source: str) -> Any:
         try:
             return self.parse(text)
+        except BadEntry as error:
+            raise BadSetting(f"{source}{error}") from None
         except ValueError:
             shown = "(hidden)" if self.attribute in SECRETS else repr(text)
             raise BadSetting(f"{source} is {shown}; allowed is {self.allowed}") from None
@@ -90,14 +103,6 @@ def _switch(text: str) -> bool:
     return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
         _one_of("1", "true", "yes", "0", "false", "no")(text)
     ]
-
-
-def _base_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError
-    _ = parts.port  # raises ValueError for what is no port
-    return text.rstrip("/")
 
 
 def _text(text: str) -> str:
@@ -146,7 +151,7 @@ SETTINGS = (
         "upstream_base",
         ("UPSTREAM_OPENAI_BASE",),
         None,
-        _base_url,
+        base_url,
         "an http or https URL, with the upstream's /v1",
         "base URL of the upstream, with its `/v1`",
         "none: the embedded model",
@@ -168,6 +173,15 @@ SETTINGS = (
         "a model id",
         "the upstream model, for agents and relay",
         f"{DEFAULT_MODEL}; embedded: {EMBEDDED_MODEL}",
+    ),
+    Setting(
+        "upstreams",
+        ("UPSTREAMS",),
+        (),
+        parse_upstreams,
+        "a JSON list, or the path of one",
+        "more upstreams: a JSON list, or the path of one (see docs/upstreams.md)",
+        "none",
     ),
     Setting("port", ("PORT",), 8000, _whole(0, 65535), "0 to 65535", "port it listens on"),
     Setting("host", ("HOST",), "127.0.0.1", _text, "an address", "address it listens on"),
@@ -212,6 +226,15 @@ SETTINGS = (
         str,
         "any text",
         "line added to user messages of `…-nothink`",
+    ),
+    Setting(
+        "nothink_body",
+        ("NOTHINK_BODY",),
+        {},
+        parse_object,
+        "a JSON object",
+        'merged into the bodies of `…-nothink`: the switch at the source, as `{"reasoning_effort": "none"}`',
+        "none",
     ),
     Setting(
         "nothink_scrub",
@@ -318,6 +341,67 @@ SETTINGS = (
         "60",
     ),
     Setting(
+        "connect_seconds",
+        ("CONNECT_SECONDS",),
+        10.0,
+        _seconds(0.01),
+        "a number of seconds above 0",
+        "how long a connection to an upstream may take to be made",
+        "10",
+    ),
+    Setting(
+        "relay_first_byte_seconds",
+        ("RELAY_FIRST_BYTE_SECONDS",),
+        600.0,
+        _seconds(0.01),
+        "a number of seconds above 0",
+        "how long an upstream may take to the first byte of a relayed reply",
+        "600",
+    ),
+    Setting(
+        "relay_idle_seconds",
+        ("RELAY_IDLE_SECONDS",),
+        300.0,
+        _seconds(0.01),
+        "a number of seconds above 0",
+        "how long an upstream may be silent within a relayed reply",
+        "300",
+    ),
+    Setting(
+        "retries",
+        ("RETRIES",),
+        1,
+        _whole(0, 10),
+        "0 to 10",
+        "how often an upstream that took nothing of a request is asked again, once the others of the id were",
+    ),
+    Setting(
+        "retry_seconds",
+        ("RETRY_SECONDS",),
+        5.0,
+        _seconds(0),
+        "a number of seconds",
+        "how long after a request came an upstream may be asked again",
+        "5",
+    ),
+    Setting(
+        "breaker_failures",
+        ("BREAKER_FAILURES",),
+        5,
+        _whole(0, 1_000_000),
+        "0 to 1000000",
+        "an upstream that failed this often in a row is left alone for a while; 0: never",
+    ),
+    Setting(
+        "breaker_seconds",
+        ("BREAKER_SECONDS",),
+        10.0,
+        _seconds(0.01),
+        "a number of seconds above 0",
+        "how long it is left alone",
+        "10",
+    ),
+    Setting(
         "stall_seconds",
         ("STALL_SECONDS",),
         60.0,
@@ -414,6 +498,7 @@ class Settings:
     upstream_base: str | None
     token: str | None = field(repr=False)
     model: str
+    upstreams: tuple[UpstreamEntry, ...]
     port: int
     host: str
     unix_socket: str | None
@@ -421,6 +506,7 @@ class Settings:
     agents: Mapping[str, str]
     unknown_model: str
     nothink_directive: str
+    nothink_body: Mapping[str, Any]
     nothink_scrub: Mode
     think_tags: tuple[str, ...]
     think_starts_open: bool
@@ -433,6 +519,13 @@ class Settings:
     step_seconds: float
     first_token_seconds: float
     token_idle_seconds: float
+    connect_seconds: float
+    relay_first_byte_seconds: float
+    relay_idle_seconds: float
+    retries: int
+    retry_seconds: float
+    breaker_failures: int
+    breaker_seconds: float
     stall_seconds: float
     max_per_key: int
     idempotency_seconds: float
@@ -446,25 +539,60 @@ class Settings:
 
     @property
     def embedded(self) -> bool:
-        """No upstream is set: the embedded model serves as one."""
-        return self.upstream_base is None
+        """No upstream is set for the agents: the embedded model serves as one."""
+        return (
+            self.upstream_base is None
+            and self.model == EMBEDDED_MODEL
+            and not any(EMBEDDED_MODEL in entry.models for entry in self.upstreams)
+        )
 
-    @property
-    def nothink_model(self) -> str:
-        return f"{self.model}-nothink"
+    def upstream_options(self) -> tuple[UpstreamOptions, ...]:
+        """All upstreams in order: first that of UPSTREAM_OPENAI_BASE, or the embedded model."""
+        default = UpstreamOptions(
+            name=DEFAULT_NAME,
+            models=(self.model,),
+            base=self.upstream_base,
+            token=self.token,
+            strip_prefix="",
+            nothink_directive=self.nothink_directive,
+            nothink_body=self.nothink_body,
+            scrub=self.nothink_scrub,
+            starts_open=self.think_starts_open,
+        )
+        others = tuple(self._options_of(entry, i) for i, entry in enumerate(self.upstreams))
+        return others if self.upstream_base is None and not self.embedded else (default, *others)
+
+    def _options_of(self, entry: UpstreamEntry, index: int) -> UpstreamOptions:
+        directive, scrub, starts_open = entry.nothink_directive, entry.scrub, entry.starts_open
+        return UpstreamOptions(
+            name=name_of(entry, index),
+            models=tuple(entry.models),
+            base=base_url(entry.base),
+            token=entry.token,
+            strip_prefix=entry.strip_prefix,
+            nothink_directive=self.nothink_directive if directive is None else directive,
+            nothink_body=entry.nothink_body,
+            scrub=self.nothink_scrub if scrub is None else scrub,
+            starts_open=self.think_starts_open if starts_open is None else starts_open,
+        )
 
 
 def make_settings(**values: Any) -> Settings:
     """Settings with the table's defaults where `values` has none. Raises BadSetting."""
     settings = Settings(**{setting.attribute: setting.default for setting in SETTINGS} | values)
     if settings.model is None:
-        model = EMBEDDED_MODEL if settings.embedded else DEFAULT_MODEL
+        model = EMBEDDED_MODEL if settings.upstream_base is None else DEFAULT_MODEL
         settings = replace(settings, model=model)
-    if settings.embedded and settings.model != EMBEDDED_MODEL:
+    served = {model for entry in settings.upstreams for model in entry.models}
+    if not any(options.serves(settings.model) for options in settings.upstream_options()):
+        allowed = ", ".join([EMBEDDED_MODEL, *sorted(served)])
         raise BadSetting(
             f"AGENT_MODEL is {settings.model!r} but UPSTREAM_OPENAI_BASE is not set; "
-            f"allowed is {EMBEDDED_MODEL}, or set UPSTREAM_OPENAI_BASE"
+            f"allowed is {allowed}, or set UPSTREAM_OPENAI_BASE"
         )
+    for agent in (DEFAULT_AGENT, *settings.agents):
+        if {agent, agent.removesuffix(NOTHINK)} & served:
+            raise BadSetting(f"UPSTREAMS has {agent!r}; allowed are ids that no agent has")
     return settings
 
 
@@ -481,6 +609,13 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             if text := environment.get(name, ""):
                 values[setting.attribute] = setting.read(text, name)
                 break
+    entries: tuple[UpstreamEntry, ...] = values.get("upstreams", ())
+    try:
+        values["upstreams"] = tuple(
+            with_token(entry, index, environment) for index, entry in enumerate(entries)
+        )
+    except BadEntry as error:
+        raise BadSetting(f"UPSTREAMS{error}") from None
     return make_settings(**values)
 
 

@@ -19,7 +19,8 @@ path, token or host name.
     │   ├── Draining
     │   └── UpstreamUnavailable      it cannot be reached, or says so itself
     ├── UpstreamFailed          502  it answered, but wrongly, or broke off
-    │   └── UpstreamRefused          it answered with an error status, which is kept
+    │   ├── UpstreamRefused          it answered with an error status, which is kept
+    │   └── UpstreamSilent  504      it said nothing for too long
     ├── DeadlineExceeded        504
     └── AgentFailed             500  the agent's fault, or its worker's
         └── RunStopped               somebody stopped it
@@ -126,6 +127,11 @@ class UpstreamRefused(UpstreamFailed):
     ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.upstream_status = upstream_status
+
+
+class UpstreamSilent(UpstreamFailed):
+    status = 504
+    code = "deadline_exceeded"
 
 
 class DeadlineExceeded(SmolgateError):

@@ -35,7 +35,7 @@ from streaming.cancellation import RunCancelled, StopSignal
 from streaming.channel import Channel
 from streaming.events import ModelCalled, ModelDelta
 from streaming.model_chunks import ToolCallDelta, Usage
-from streaming.upstream import Upstream
+from streaming.upstream_group import UpstreamGroup
 
 Shape = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -103,7 +103,7 @@ class LoopModel(Model):  # type: ignore[misc]
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: UpstreamGroup,
         channel: Channel,
         stop: StopSignal,
         *,

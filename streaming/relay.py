@@ -6,11 +6,9 @@ event, never half of one, so that whoever writes them may put a heartbeat or an 
 stream that ends without being complete ends in `UpstreamFailed`.
 """
 
-import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 from multidict import CIMultiDict
@@ -18,17 +16,23 @@ from multidict import CIMultiDict
 from sanitize.deltas import DeltaScrubber
 from sanitize.payload import scrub_reply
 from sanitize.think import Mode
+from streaming.direct_body import DirectHandler, direct_handler
+from streaming.event_stages import (
+    DirectEvents,
+    ScrubbedEvents,
+    VerbatimEvents,
+)
 from streaming.failures import UpstreamFailed
 from streaming.json_codec import decode_json, encode_json
-from streaming.sse_parser import MAX_EVENT_BYTES, EventTooLarge, SseEvent, SseParser
-from streaming.upstream import Upstream, body_of, pieces_of
+from streaming.upstream import body_of, pieces_of
+from streaming.upstream_group import Data, UpstreamGroup
 
 # RFC 9110 7.6.1, and what belongs to one hop or to the client alone.
 NOT_RELAYED_UP = frozenset(
     "host content-length content-encoding connection keep-alive proxy-connection "
     "proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade expect cookie "
     "x-api-key api-key forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip "
-    "x-on-disconnect idempotency-key".split()
+    "x-on-disconnect x-model idempotency-key".split()
 )
 NOT_RELAYED_DOWN = frozenset(
     "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
@@ -36,9 +40,6 @@ NOT_RELAYED_DOWN = frozenset(
 )
 # Bodies up to this size are read whole: a reply that breaks off is then an error, not half a reply.
 MAX_WHOLE_BYTES = 1 << 20
-# Inside JSON strings quotes are escaped, so that what a model writes never looks like these.
-_DONE = re.compile(rb"^data: ?\[DONE\]|^data: ?\{\"error\"\s*:\s*[{\"]", re.MULTILINE)
-_FINISHED = re.compile(rb"\"finish_reason\"\s*:\s*\"[^\"]")
 # How events begin, for replies that do not say what they are.
 _EVENT_BEGIN = (b"data:", b"event:", b":", b"id:", b"retry:")
 
@@ -56,23 +57,34 @@ class ScrubOptions:
 
 
 @dataclass(frozen=True)
+class RelayedEvents:
+    """An event stream, to be had in two ways: `pieces` are whole events, some at a time; or else
+    `handler.take` gives the socket's bytes, of which `stage` makes what a chunked connection carries.
+    """
+
+    pieces: AsyncIterator[bytes]
+    handler: DirectHandler | None
+    stage: DirectEvents
+
+
+@dataclass(frozen=True)
 class Relayed:
-    """What the client gets. `whole` is the body where it is not a stream; else `pieces` yields it."""
+    """What the client gets: events, or a body that is `whole`, or one that `pieces` yields."""
 
     status: int
     headers: CIMultiDict[str]
-    is_event_stream: bool
     whole: bytes | None
     pieces: AsyncIterator[bytes]
+    events: RelayedEvents | None
 
 
 @asynccontextmanager
 async def relay(
-    upstream: Upstream,
+    upstream: UpstreamGroup,
     method: str,
     path: str,
     headers: Mapping[str, str],
-    body: Any,
+    body: Data,
     *,
     scrub: ScrubOptions | None = None,
     finishes: int = 0,
@@ -105,68 +117,27 @@ async def relay(
             whole = _scrubbed_body(whole, scrub, response.content_type)
         if whole is not None or is_event_stream or scrub is not None:
             received.popall("Content-Length", None)
-        pieces = (
-            pieces_of(response)
-            if not is_event_stream
-            else _whole_events(response, _StreamEnd(finishes))
-            if scrub is None
-            else _scrubbed_events(response, scrub.for_stream(), _StreamEnd(finishes))
-        )
-        yield Relayed(response.status, received, is_event_stream, whole, pieces)
+        events = _events_of(response, scrub, finishes) if is_event_stream else None
+        yield Relayed(response.status, received, whole, pieces_of(response), events)
+
+
+def _events_of(
+    response: aiohttp.ClientResponse, scrub: ScrubOptions | None, finishes: int
+) -> RelayedEvents:
+    stage: VerbatimEvents | ScrubbedEvents = VerbatimEvents(finishes)
+    if scrub is not None:
+        stage = ScrubbedEvents(scrub.for_stream(), finishes)
+    pieces = _read_events(response, stage)
+    return RelayedEvents(pieces, direct_handler(response), DirectEvents(stage))
 
 
 def relayed_headers(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:
     """Headers for the other side: without the dropped ones and those that `Connection` names."""
     pairs = list(headers.items())
-    named = {
-        name.strip().lower()
-        for header, value in pairs
-        if header.lower() == "connection"
-        for name in value.split(",")
-    }
-    return CIMultiDict(
-        (name, value)
-        for name, value in pairs
-        if name.lower() not in dropped and name.lower() not in named
-    )
-
-
-class _StreamEnd:
-    """Whether a stream that ends here is complete."""
-
-    def __init__(self, finishes: int) -> None:
-        self._missing = finishes
-        self._finished: set[Any] = set()  # indexes of choices
-
-    def see(self, events: bytes) -> None:
-        """Look at whole events."""
-        if self._missing <= 0:
-            return
-        if _DONE.search(events):
-            self._missing = 0
-        elif _FINISHED.search(events):
-            finished = _finished_choices(events) - self._finished
-            self._finished |= finished
-            self._missing -= len(finished)
-
-    def check(self) -> None:
-        """Raises UpstreamFailed where something is missing."""
-        if self._missing > 0:
-            raise UpstreamFailed("The upstream ended its reply before it was complete.")
-
-
-def _finished_choices(events: bytes) -> set[Any]:
-    """The indexes of the choices that finish in these events; some finish one twice."""
-    parser = SseParser()
-    finished = set()
-    for event in parser.feed(events) + parser.flush():
-        if event.data is None or not _FINISHED.search(event.data):
-            continue
-        with suppress(ValueError, TypeError, KeyError, AttributeError):
-            for choice in decode_json(event.data)["choices"]:
-                if choice.get("finish_reason"):
-                    finished.add(choice.get("index"))
-    return finished
+    connection = [value for name, value in pairs if name.lower() == "connection"]
+    if connection and connection != ["keep-alive"]:
+        dropped = dropped | {name.strip().lower() for name in ",".join(connection).split(",")}
+    return CIMultiDict([pair for pair in pairs if pair[0].lower() not in dropped])
 
 
 def _is_small(response: aiohttp.ClientResponse) -> bool:
@@ -178,10 +149,8 @@ def _is_small(response: aiohttp.ClientResponse) -> bool:
 def _scrubbed_body(body: bytes, scrub: ScrubOptions, content_type: str) -> bytes:
     """A reply that is no event stream by its type, scrubbed; some are one all the same."""
     if content_type != "application/json" and body.lstrip().startswith(_EVENT_BEGIN):
-        scrubber, parser = scrub.for_stream(), SseParser()
-        events = parser.feed(body) + parser.flush()
-        scrubbed = [_scrubbed_event(event, scrubber) for event in events]
-        return b"".join((*scrubbed, *map(_event_of, scrubber.flush())))
+        events = ScrubbedEvents(scrub.for_stream(), finishes=0)
+        return events.feed(body) + events.flush()
     try:
         reply = decode_json(body)
     except ValueError:
@@ -195,71 +164,11 @@ def _scrubbed_body(body: bytes, scrub: ScrubOptions, content_type: str) -> bytes
     )
 
 
-async def _whole_events(
-    response: aiohttp.ClientResponse, stream_end: _StreamEnd
+async def _read_events(
+    response: aiohttp.ClientResponse, stage: VerbatimEvents | ScrubbedEvents
 ) -> AsyncIterator[bytes]:
-    """The upstream's bytes, cut only between events. Raises UpstreamFailed where the end is missing."""
-    held = b""
     async for data in pieces_of(response):
-        if held:
-            data = held + data
-        end = _last_boundary(data)
-        held = data[end:]
-        if len(held) > MAX_EVENT_BYTES:
-            raise UpstreamFailed("The upstream sent an event that is too large.")
-        if end:
-            whole = data[:end] if held else data
-            stream_end.see(whole)
-            yield whole
-    stream_end.see(held)
-    stream_end.check()
-    if held:
-        yield held
-
-
-def _last_boundary(data: bytes) -> int:
-    """Where the last complete event ends, 0 where none does."""
-    if data.endswith((b"\n\n", b"\r\n\r\n")):
-        return len(data)
-    line_feeds, both = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
-    return max(line_feeds + 2 if line_feeds != -1 else 0, both + 4 if both != -1 else 0)
-
-
-async def _scrubbed_events(
-    response: aiohttp.ClientResponse, scrubber: DeltaScrubber, stream_end: _StreamEnd
-) -> AsyncIterator[bytes]:
-    """The upstream's events; those that a tag may touch are written anew, the others are as they came."""
-    parser = SseParser()
-    try:
-        async for data in pieces_of(response):
-            events = parser.feed(data)
-            for event in events:
-                stream_end.see(event.raw)
-            if out := b"".join([_scrubbed_event(event, scrubber) for event in events]):
-                yield out
-    except EventTooLarge:
-        raise UpstreamFailed("The upstream sent an event that is too large.") from None
-    last = parser.flush()
-    for event in last:
-        stream_end.see(event.raw)
-    stream_end.check()
-    scrubbed = [_scrubbed_event(event, scrubber) for event in last]
-    yield b"".join((*scrubbed, *map(_event_of, scrubber.flush())))
-
-
-def _scrubbed_event(event: SseEvent, scrubber: DeltaScrubber) -> bytes:
-    if event.data is None or (event.data != b"[DONE]" and scrubber.passes(event.data)):
-        return event.raw
-    if event.data == b"[DONE]":
-        return b"".join(map(_event_of, scrubber.flush())) + event.raw
-    try:
-        chunk = decode_json(event.data)
-    except ValueError:
-        raise UpstreamFailed("The upstream sent something that is no JSON.") from None
-    if not isinstance(chunk, dict):
-        return event.raw
-    return b"".join(map(_event_of, scrubber.feed(chunk)))
-
-
-def _event_of(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + encode_json(chunk) + b"\n\n"
+        if out := stage.feed(data):
+            yield out
+    if out := stage.flush():
+        yield out

@@ -37,6 +37,11 @@ class SseParser:
         self._start = True
         self._carriage_returns = False
 
+    @property
+    def holds(self) -> bool:
+        """Part of an event is held."""
+        return bool(self._buffer)
+
     def feed(self, data: bytes) -> list[SseEvent]:
         """All events that end within what has come so far. Raises EventTooLarge."""
         if b"\r" in data:

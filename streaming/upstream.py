@@ -8,15 +8,16 @@ import asyncio
 import io
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 from multidict import CIMultiDict
 
+from streaming.direct_body import direct_handler, install
 from streaming.failures import DeadlineExceeded, UpstreamFailed, UpstreamRefused
-from streaming.json_codec import decode_json, encode_json
+from streaming.json_codec import decode_json
 from streaming.model_chunks import ModelChunk, ModelChunkReader
 from streaming.upstream_errors import error_text, retry_after_seconds, unreachable
 
@@ -43,31 +44,28 @@ class Patience:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the upstream is now: base URL with its `/v1`, bearer token, model id."""
+    """Where the upstream is now: base URL with its `/v1`, bearer token."""
 
     base_url: str
-    token: str | None
-    model: str
+    token: str | None = field(repr=False)
 
 
 class Upstream:
-    """Calls to one upstream. `target` is asked at every call: an embedded server may move."""
+    """Exchanges with one upstream. `target` is asked at every call: an embedded server may move."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         target: Callable[[], Target],
-        patience: Patience,
         wait_ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._session = session
         self._target = target
-        self._patience = patience
         self._wait_ready = wait_ready
 
     @property
-    def model(self) -> str:
-        return self._target().model
+    def token(self) -> str | None:
+        return self._target().token
 
     def headers(self, extra: Mapping[str, str] | None = None) -> CIMultiDict[str]:
         """`extra` with the upstream's credentials in place of any others."""
@@ -118,64 +116,38 @@ class Upstream:
             # Not release(): what is left unread of a reply that nobody wants must not be waited for.
             response.close()
 
-    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[ModelChunk]:
-        """One streamed chat completion; close it (`aclosing`) if you leave before its end.
-
-        Ends only after the upstream said that it is complete.
-
-        Raises UpstreamUnavailable, UpstreamRefused, UpstreamFailed, DeadlineExceeded.
-        """
-        body = body | {"stream": True, "stream_options": {"include_usage": True}}
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        sent = encode_json(body)
-        loop = asyncio.get_running_loop()
-        try:
-            async with (
-                asyncio.timeout(self._patience.first_token_seconds) as deadline,
-                self.request("POST", "/chat/completions", headers=headers, data=sent) as response,
-            ):
-                token = self._target().token
-                await _raise_for_status(response, token)
-                is_event_stream = response.content_type == "text/event-stream"
-                reader = ModelChunkReader(is_event_stream=is_event_stream, token=token)
-                async for data in pieces_of(response):
-                    deadline.reschedule(None)  # the reader's time is not the upstream's
-                    for chunk in reader.feed(data):
-                        yield chunk
-                    deadline.reschedule(loop.time() + self._patience.token_idle_seconds)
-                deadline.reschedule(None)
-                for chunk in reader.flush():
-                    yield chunk
-        except TimeoutError:
-            raise DeadlineExceeded("The upstream model server was silent for too long.") from None
-
 
 @asynccontextmanager
 async def open_upstream(
     target: Callable[[], Target],
     *,
-    patience: Patience | None = None,
     wait_ready: Callable[[], Awaitable[None]] | None = None,
     connections: int = 0,
+    connect_seconds: float = CONNECT_SECONDS,
 ) -> AsyncIterator[Upstream]:
     """An Upstream and the session it owns.
 
     `wait_ready` is awaited before every request: an upstream of our own may still be starting.
     `connections` bounds the pool, 0 does not.
     """
+    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS)
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS),
-        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_SECONDS),
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect_seconds),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=True,
         trust_env=False,
     )
+    if not install(connector):
+        log.warning("this aiohttp is not as expected: streams take the slower way")
     async with session:
-        yield Upstream(session, target, patience or Patience(), wait_ready)
+        yield Upstream(session, target, wait_ready)
 
 
 async def pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """A reply's body as it comes. Raises UpstreamFailed where it breaks off."""
+    if (handler := direct_handler(response)) is not None:
+        handler.go_public()
     try:
         async for data in response.content.iter_any():
             yield data
@@ -186,6 +158,38 @@ async def pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 async def body_of(response: aiohttp.ClientResponse) -> bytes:
     """A reply's whole body. Raises UpstreamFailed where it breaks off."""
     return b"".join([data async for data in pieces_of(response)])
+
+
+async def chat_chunks(
+    exchange: AbstractAsyncContextManager[tuple[aiohttp.ClientResponse, str | None]],
+    patience: Patience,
+) -> AsyncGenerator[ModelChunk]:
+    """One streamed chat completion; close it (`aclosing`) if you leave before its end.
+
+    `exchange` gives the reply, and the token that no message may hold. Ends only after the upstream
+    said that it is complete.
+
+    Raises UpstreamUnavailable, UpstreamRefused, UpstreamFailed, DeadlineExceeded.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with (
+            asyncio.timeout(patience.first_token_seconds) as deadline,
+            exchange as (response, token),
+        ):
+            await _raise_for_status(response, token)
+            is_event_stream = response.content_type == "text/event-stream"
+            reader = ModelChunkReader(is_event_stream=is_event_stream, token=token)
+            async for data in pieces_of(response):
+                deadline.reschedule(None)  # the reader's time is not the upstream's
+                for chunk in reader.feed(data):
+                    yield chunk
+                deadline.reschedule(loop.time() + patience.token_idle_seconds)
+            deadline.reschedule(None)
+            for chunk in reader.flush():
+                yield chunk
+    except TimeoutError:
+        raise DeadlineExceeded("The upstream model server was silent for too long.") from None
 
 
 async def _raise_for_status(response: aiohttp.ClientResponse, token: str | None) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-import streaming.relay
-import streaming.upstream
 from server.app import create_app
 from server.registry import load_agents
 from server.settings import make_settings
-from streaming.upstream import pieces_of
+from streaming.chunk_framing import payload_of
+from streaming.direct_body import DirectHandler
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Script = Callable[[list[dict[str, Any]]], str]
@@ -94,16 +93,16 @@ class Reads:
         self.bytes_at_port: Counter[int] = Counter()
         self._moved = asyncio.Event()
 
-    async def of(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """Stands for `pieces_of`."""
-        connection = response.connection  # None where all of the body is there already
-        transport = connection.transport if connection is not None else None
-        port = transport.get_extra_info("sockname")[1] if transport is not None else 0
-        async for data in pieces_of(response):
-            self.pieces.append(data)
-            self.bytes_at_port[port] += len(data)
-            self._moved.set()
-            yield data
+    def note(self, handler: DirectHandler, data: bytes) -> None:
+        """Called with what every read of a gateway's client socket brought, framing and all."""
+        assert handler.transport is not None
+        self.bytes_at_port[handler.transport.get_extra_info("sockname")[1]] += len(data)
+        self._moved.set()
+        body = data.partition(b"\r\n\r\n")[2] if data.startswith(b"HTTP/") else data
+        with suppress(ValueError):  # a body that is not chunked
+            body = payload_of(body.removesuffix(b"0\r\n\r\n"))
+        if body:
+            self.pieces.append(body)
 
     async def reach(self, port: int, count: int) -> None:
         """Wait until so many bytes have been read by the client at this port."""
@@ -178,11 +177,11 @@ def raw_reply(
         port = request.transport.get_extra_info("peername")[1]
         reads = request.app[READS]
         count = reads.bytes_at_port[port]
-        await response.prepare(request)
+        writer = await response.prepare(request)
+        assert writer is not None
         for piece in pieces:
             await response.write(piece)
-            count += len(piece)
-            await reads.reach(port, count)
+            await reads.reach(port, count + writer.output_size)
         return response
 
     return handler
@@ -198,8 +197,13 @@ async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeUpstrea
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/v1/{path:.*}", fake.serve)
     app[READS] = fake.reads
-    for reader in (streaming.relay, streaming.upstream):
-        monkeypatch.setattr(reader, "pieces_of", fake.reads.of)
+    read = DirectHandler.data_received
+
+    def noted(handler: DirectHandler, data: bytes) -> None:
+        fake.reads.note(handler, data)
+        read(handler, data)
+
+    monkeypatch.setattr(DirectHandler, "data_received", noted)
     async with listening(app) as base:
         fake.base = f"{base}/v1"
         yield fake

@@ -271,6 +271,23 @@ def test_a_second_signal_ends_it_at_once() -> None:
             client.result(10)
 
 
+def test_when_the_embedded_model_is_killed_its_streams_are_told_and_new_ones_work() -> None:
+    with (
+        started(JAIL="off") as (process, base),
+        OpenAI(base_url=base, api_key="none", max_retries=0) as sdk,
+    ):
+        reply = sdk.chat.completions.create(
+            model=EMBEDDED, messages=ask("Count to 500."), max_tokens=2000, stream=True
+        )
+        next(iter(reply))
+        (child,) = descendants(process.pid)
+        os.kill(child, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="broke off"):
+            list(reply)
+        again = sdk.chat.completions.create(model=AGENT, messages=ask("What is 6 * 7?"))
+        assert (again.choices[0].message.content or "").endswith("42")
+
+
 def test_no_process_outlives_a_killed_server() -> None:
     with started(UPSTREAM_OPENAI_BASE="http://127.0.0.1:1/v1", JAIL="required") as (process, _):
         pids = descendants(process.pid)

@@ -53,7 +53,11 @@ async def test_a_full_queue_is_a_429_at_once_and_nothing_is_started(
     assert reply["error"]["code"] == "queue_full"
     async with gateway.session.get(gateway.base + "/readyz") as response:
         assert response.status == 503
-        assert await response.json() == {"ready": False, "reasons": {"runs": "the queue is full"}}
+        assert await response.json() == {
+            "ready": False,
+            "reasons": {"runs": "the queue is full"},
+            "upstreams": {"default": "ok"},
+        }
     model.gate.set()
     assert [reply[0] for reply in await asyncio.gather(*asking)] == [200, 200]
 

@@ -1,4 +1,7 @@
-"""What `make torture` and `make bench` promise of supervision, kept on real processes and sockets."""
+"""What `make torture` and `make bench` promise of supervision, kept on real processes and sockets.
+
+What depends on how busy the machine is (a hundred runs that wait for their model) stays in `make bench`.
+"""
 
 import subprocess
 import sys
@@ -12,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "command",
-    [("bench.torture",), ("bench.supervision", "disconnects", "leaks", "waiting")],
+    [("bench.torture",), ("bench.supervision", "disconnects", "leaks")],
     ids=" ".join,
 )
 def test_the_promise_is_kept(command: tuple[str, ...]) -> None:

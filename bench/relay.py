@@ -1,0 +1,211 @@
+"""The relay against nginx as a plain proxy, and against itself without scrubbing, in one run.
+
+    python -m bench.relay [ROW…] [--quick] [--no-goals]
+    python -m bench.relay --profile ROW      where the gateway's time goes, by cProfile
+
+One process is the upstream and all clients, so that "the next event is sent when the client has the
+last" is exact; each server is one process on a core of its own. What counts is that process's user and
+system time, in slices by turns: the median of these, and of the turns' ratios. Every answer is checked.
+Exits 1 where a goal of the project is missed or an answer is wrong.
+"""
+
+import argparse
+import asyncio
+import gc
+import http.client
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import uvloop
+
+from bench.relay_paced import delay_row, idle_row
+from bench.relay_profiled import Row as ProfileRow
+from bench.relay_run import CLIENTS, QUICK, STUCK_SECONDS, Bench, Cost, Effort, Verdicts
+from bench.relay_servers import Server, Unavailable, gateway_server, nginx_server, pin
+from bench.relay_work import SCRUB_MODE, STREAMS, Work
+
+# Nothing lasts longer than this, whatever happens.
+WHOLE_SECONDS = 1800
+PROFILED_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the gateway's CPU for `work`, against nginx's or its own for `base`."""
+
+    meaning: str
+    work: Work
+    goal: float | None
+    base: Work | None = None  # None: nginx, verbatim
+
+    @property
+    def unit(self) -> str:
+        return "event" if self.work.pace == "lockstep" else "request"
+
+
+VERBATIM_ALONE, VERBATIM_BURST = Work("lockstep"), Work("burst")
+ROWS = {
+    "alone": Row("events alone, verbatim", VERBATIM_ALONE, 1.25),
+    "burst": Row("burst, verbatim", VERBATIM_BURST, 3),
+    "burst-scrubbed": Row("burst, scrubbed, thoughts", Work("burst", "thoughts", scrubbed=True), 6),
+    "alone-scrubbed": Row(
+        "events alone, scrubbed, thoughts", Work("lockstep", "thoughts", scrubbed=True), 1.6
+    ),
+    "plain": Row("2 KB, not streamed", Work("plain"), 9),
+    "burst-tagless": Row(
+        "burst, scrubbed, no tag", Work("burst", scrubbed=True), 1.25, VERBATIM_BURST
+    ),
+    "alone-tagless": Row(
+        "events alone, scrubbed, no tag", Work("lockstep", scrubbed=True), 1.25, VERBATIM_ALONE
+    ),
+}
+PACED_ROWS = ("delay", "idle")
+
+
+async def cpu_rows(
+    bench: Bench, names: Sequence[str], nginx: Server | None, gateway: Server, logging: Server
+) -> None:
+    print(f"{'CPU':33}{'µs per':9}{'base':>15}{'gateway':>9}{'ratio':>7}  {'goal':14}", end="")
+    print(f"{'LOG_LEVEL=INFO':>16}   requests/s base, gateway")
+    for name in names:
+        row = ROWS[name]
+        contenders = [(gateway, row.work), (logging, row.work)]
+        if row.base is not None:
+            contenders.append((gateway, row.base))
+        elif nginx is not None:
+            contenders.append((nginx, Work(row.work.pace, row.work.stream)))
+        found = await bench.costs(contenders)
+        mine, logged = found[0], found[1]
+        base = found[2] if len(found) > 2 else None
+        if base is None:
+            print(
+                f"{row.meaning:33}{row.unit:9}{'no nginx':>15}{mine.median:9.2f}{'':23}"
+                f"{logged.median:16.2f}   {mine.requests_per_second:,.0f}"
+            )
+            continue
+        ratio = mine.ratio(base)
+        verdict = bench.verdicts.judge(row.meaning, ratio, row.goal) if row.goal else ""
+        base_name = "verbatim" if row.base is not None else "nginx"
+        print(
+            f"{row.meaning:33}{row.unit:9}{base_name:>9}{base.median:6.1f}"
+            f"{mine.median:9.2f}{ratio:7.2f}  {verdict:14}"
+            f"{logged.median:9.2f}{logged.ratio(base):7.2f}   "
+            f"{base.requests_per_second:,.0f}, {mine.requests_per_second:,.0f}",
+            flush=True,
+        )
+
+
+async def measure(names: Sequence[str], effort: Effort) -> Verdicts:
+    bench = Bench(effort)
+    listening = await bench.listen()
+    with ExitStack() as stack:
+        gateway = stack.enter_context(gateway_server(bench.port))
+        logging = stack.enter_context(gateway_server(bench.port, "gateway, INFO", "INFO"))
+        nginx = None
+        try:
+            nginx = stack.enter_context(nginx_server(bench.port))
+        except Unavailable as error:
+            print(f"no column of nginx: {error}")
+        if cpu_names := [name for name in names if name in ROWS]:
+            await cpu_rows(bench, cpu_names, nginx, gateway, logging)
+        if "delay" in names:
+            await delay_row(bench, [each for each in (nginx, gateway, logging) if each])
+    if "idle" in names:
+        await idle_row(bench)
+    listening.close()
+    return bench.verdicts
+
+
+async def profile(name: str, effort: Effort) -> None:
+    """Print where the gateway's own code spends the time of one row."""
+    bench = Bench(effort)
+    listening = await bench.listen()
+    work = ROWS[name].work
+    with gateway_server(bench.port, module="bench.relay_profiled") as server:
+        load = await bench.connected(server.port, work)
+        await bench.slice(load, server, work, None)
+        await asyncio.to_thread(_post, server.port, "/profile/start")
+        cost = Cost()
+        for _ in range(effort.slices):
+            await bench.slice(load, server, work, cost)
+        rows: list[ProfileRow] = json.loads(
+            await asyncio.to_thread(_post, server.port, "/profile/stop")
+        )
+        load.close()
+    listening.close()
+    units = cost.requests * work.units
+    print(
+        f"{ROWS[name].meaning}: {units:,} {ROWS[name].unit}s, {cost.median:.1f} µs CPU each under "
+        "the profiler, which makes small functions look dear\n"
+        f"{'own µs':>9}{'whole µs':>10}{'calls':>9}   each per {ROWS[name].unit}"
+    )
+    for where, calls, own, whole in rows[:PROFILED_ROWS]:
+        print(f"{own * 1e6 / units:9.2f}{whole * 1e6 / units:10.2f}{calls / units:9.2f}   {where}")
+
+
+def _post(port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STUCK_SECONDS)
+    try:
+        connection.request("POST", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+@contextmanager
+def quiet_machine() -> Iterator[None]:
+    """The load on the first core, many files, no collector in between, an end in any case."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 20_000), most))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done in {WHOLE_SECONDS} s"))
+    signal.alarm(WHOLE_SECONDS)
+    pin(os.getpid(), 0)
+    gc.disable()
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.relay", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    known = [*ROWS, *PACED_ROWS]
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(known)}")
+    parser.add_argument("--quick", action="store_true", help="a rough figure in half a minute")
+    parser.add_argument("--no-goals", action="store_true", help="exit 0 though a goal is missed")
+    parser.add_argument("--profile", metavar="ROW", choices=[*ROWS], help=f"of {', '.join(ROWS)}")
+    parsed = parser.parse_args()
+    if unknown := [name for name in parsed.rows if name not in known]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(known)}")
+    parsed.rows = parsed.rows or known
+    return parsed
+
+
+def main() -> int:
+    asked = arguments()
+    effort = QUICK if asked.quick else Effort()
+    with quiet_machine(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if asked.profile:
+            runner.run(profile(asked.profile, effort))
+            return 0
+        stream = STREAMS["words"]
+        print(
+            f"{CLIENTS} clients; a stream is {len(stream.events)} events, {len(stream.body):,} bytes; "
+            f"scrub mode {SCRUB_MODE}; CPU is user + system of the one process\n"
+        )
+        verdicts = runner.run(measure(asked.rows, effort))
+    for missed in verdicts.missed:
+        print(f"missed: {missed}")
+    return 1 if verdicts.missed and not asked.no_goals else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

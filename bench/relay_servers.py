@@ -1,0 +1,180 @@
+"""The servers that the relay benchmark compares: nginx as a plain proxy, and the gateway.
+
+In: the upstream's port. Out: `Server`s with their pid, port, CPU and memory; each ends with its `with`.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.processes import process_saying
+from bench.relay_work import MODEL
+
+START_SECONDS = 30.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+_NGINX = """
+daemon off;
+master_process off;
+worker_processes 1;
+worker_rlimit_nofile {files};
+pid {folder}/pid;
+error_log {folder}/error.log;
+events {{ worker_connections {files}; }}
+http {{
+    access_log off;
+    tcp_nodelay on;
+    keepalive_timeout 3600s;
+    keepalive_requests 1000000000;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    upstream up {{
+        server 127.0.0.1:{upstream};
+        keepalive 4096;
+        keepalive_requests 1000000000;
+    }}
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        location / {{
+            proxy_pass http://up;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+            proxy_buffer_size 64k;  # a burst in one read: 65 µs rather than 105
+            proxy_read_timeout 3600s;
+        }}
+    }}
+}}
+"""
+
+
+class Unavailable(Exception):
+    """A server cannot be had on this machine; says why."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server process."""
+
+    name: str
+    pid: int
+    port: int
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the process, all its threads, none of its children."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def resident_kib(self) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                return int(line.split()[1])
+        raise RuntimeError(f"{self.name} is gone")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep a process on one core: the load has the other."""
+    if (os.cpu_count() or 1) < 2:
+        return
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            os.sched_setaffinity(int(task.name), {core})
+
+
+def _await_port(port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+@contextmanager
+def gateway_server(
+    upstream_port: int, name: str = "gateway", log_level: str = "WARNING", module: str = "server"
+) -> Iterator[Server]:
+    """The gateway, as `python -m MODULE`."""
+    port = free_port()
+    environment = {
+        "UPSTREAM_OPENAI_BASE": f"http://127.0.0.1:{upstream_port}/v1",
+        "AGENT_MODEL": MODEL,
+        "JAIL": "off",
+        "LOG_LEVEL": log_level,
+        "HF_TOKEN": "",
+        "HUGGINGFACEHUB_API_TOKEN": "",
+        "API_TOKEN": "",
+        "API_KEYS": "",
+    }
+    # At level WARNING its first words are that there is no token.
+    command = (module, "--port", str(port))
+    with process_saying(r"(HF_TOKEN is not set)", *command, **environment) as (pid, _):
+        _await_port(port)
+        pin(pid, (os.cpu_count() or 1) - 1)
+        yield Server(name, pid, port)
+
+
+def nginx_path() -> str:
+    """Where nginx is; root on Debian gets it installed. Raises Unavailable."""
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+    if found := shutil.which("nginx", path=path):
+        return found
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Unavailable("nginx is not installed, and only root could (apt-get install nginx)")
+    print("installing nginx (apt-get install nginx)")
+    # RUNLEVEL keeps the package from starting a server of its own.
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "nginx"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    if found := shutil.which("nginx", path=path):
+        return found
+    raise Unavailable(f"apt-get install nginx ended with {done.returncode}: {done.stderr[-200:]}")
+
+
+@contextmanager
+def nginx_server(upstream_port: int) -> Iterator[Server]:
+    """nginx, one process, streaming through. Raises Unavailable."""
+    binary = nginx_path()
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
+        config = Path(folder, "nginx.conf")
+        config.write_text(
+            _NGINX.format(folder=folder, upstream=upstream_port, port=port, files=8192)
+        )
+        command = [binary, "-p", folder, "-c", str(config), "-e", f"{folder}/error.log"]
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                try:
+                    _await_port(port)
+                except OSError:
+                    process.kill()
+                    assert process.stderr is not None
+                    said = process.stderr.read().decode()[-300:]
+                    raise Unavailable(f"nginx does not start: {said}") from None
+                pin(process.pid, (os.cpu_count() or 1) - 1)
+                yield Server("nginx", process.pid, port)
+            finally:
+                process.kill()

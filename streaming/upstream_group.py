@@ -1,0 +1,267 @@
+"""The upstreams that serve one model id, in order, as if they were one.
+
+In: a request. Out: the first answer that is to be had. Another upstream is asked, or the same once more,
+only where nothing was begun: no connection, or a 429, 502, 503 or 504 that says so (`Retry-After`, or
+`x-should-retry: true`), and never after the first byte of a reply that goes on to the client.
+
+ 1. Each upstream whose circuit lets one through is asked once, at once, in order; then whichever may be
+    asked again soonest, `retries` times, not before it said and not after `retry_seconds`.
+ 2. A body that is a stream is sent again only if nothing was taken of it.
+ 3. What is told in the end is the last answer, as it came; without one, the last failure.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDict
+
+from streaming.circuit_breaker import CircuitBreaker
+from streaming.failures import UpstreamFailed, UpstreamSilent, UpstreamUnavailable
+from streaming.json_codec import encode_json
+from streaming.model_chunks import ModelChunk
+from streaming.silence_watch import SilenceLimits, SilenceWatch
+from streaming.streamed_body import StreamedBody
+from streaming.upstream import NOT_NOW, Patience, Upstream, chat_chunks
+from streaming.upstream_errors import retry_after_seconds
+
+# An upstream that restarts behind its port is back in less, and a person does not notice it.
+REPEAT_SECONDS = 0.2
+# It answered, but for its circuit as if it had not. A 429 comes from one that is well.
+DOWN = NOT_NOW - {429}
+
+
+@dataclass(frozen=True)
+class RetryLimits:
+    """How often, and until how long after a request came, an upstream is asked once more."""
+
+    retries: int = 1
+    seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class GroupMember:
+    """One upstream of a group; `model` is the group's id as this upstream knows it."""
+
+    name: str
+    upstream: Upstream
+    breaker: CircuitBreaker
+    model: str
+
+
+# A body that is not the same for every upstream is made for each when it is its turn.
+BodyFor = Callable[[GroupMember], bytes]
+
+
+Data = bytes | StreamedBody | BodyFor | None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is asked, of whomever."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    data: Data
+    raw: bool
+    first_byte_seconds: float | None
+
+    def to(self, member: GroupMember) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        headers, data = self.headers, self.data
+        if isinstance(data, StreamedBody):
+            if data.length is not None:
+                headers = CIMultiDict(headers)
+                headers["Content-Length"] = str(data.length)
+        elif callable(data):
+            data = data(member)
+        return member.upstream.request(
+            self.method, self.path, headers=headers, data=data, raw=self.raw
+        )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A reply of which nothing is read; `held` closes it. `began`: when it was asked for."""
+
+    response: aiohttp.ClientResponse
+    member: GroupMember
+    began: float
+    held: AsyncExitStack
+
+    @property
+    def asks_for_another_try(self) -> bool:
+        if self.response.status not in NOT_NOW:
+            return False
+        said = self.response.headers.get("x-should-retry", "").lower()
+        return said == "true" or (said != "false" and "Retry-After" in self.response.headers)
+
+    @property
+    def seconds_to_wait(self) -> float | None:
+        """None where it asks for a wait that is no number of seconds."""
+        if "Retry-After" not in self.response.headers:
+            return 0.0
+        return retry_after_seconds(self.response.headers)
+
+
+class _Turns:
+    """Whose turn it is, and when: each member once, then the soonest, as often as is allowed."""
+
+    def __init__(self, members: Sequence[GroupMember], limits: RetryLimits) -> None:
+        self._untried = list(members)
+        self._again: list[tuple[float, GroupMember]] = []  # not before this time of the loop
+        self._left = limits.retries
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + limits.seconds
+
+    async def next(self) -> GroupMember | None:
+        """Waits until it may be asked; None where nobody may."""
+        while self._untried:
+            member = self._untried.pop(0)
+            if member.breaker.admit():
+                return member
+        while self._left and self._again:
+            soonest = min(self._again, key=lambda row: row[0])
+            time, member = soonest
+            if time > self._end:
+                return None
+            self._left -= 1
+            self._again.remove(soonest)
+            await asyncio.sleep(time - self._loop.time())
+            if member.breaker.admit():
+                return member
+        return None
+
+    def put_back(self, member: GroupMember, seconds: float) -> None:
+        """It may be asked once more after so long."""
+        self._again.append((self._loop.time() + max(seconds, REPEAT_SECONDS), member))
+
+
+class UpstreamGroup:
+    """Stands for an `Upstream` where a model id is known."""
+
+    def __init__(
+        self,
+        model: str,
+        members: Sequence[GroupMember],
+        *,
+        retry: RetryLimits,
+        silence: SilenceLimits,
+        patience: Patience,
+    ) -> None:
+        self.model = model
+        self.members = tuple(members)
+        self._retry = retry
+        self._silence = silence
+        self._patience = patience
+
+    def why_not_ready(self) -> str | None:
+        """One line for `/readyz`, or None where a way is left."""
+        if any(member.breaker.state != "open" for member in self.members):
+            return None
+        return "no upstream can be reached"
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        data: Data = None,
+        raw: bool = False,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """`Upstream.request`, with whichever upstream answers.
+
+        Raises also UpstreamSilent, here or from whoever reads the reply's body.
+        """
+        call = _Call(method, path, headers, data, raw, self._silence.first_byte_seconds)
+        async with AsyncExitStack() as held:
+            answer = await self._answer(call, held)
+            watch = SilenceWatch(answer.response, self._silence, began=answer.began)
+            held.callback(watch.close)
+            yield answer.response
+
+    def chat(self, body: dict[str, Any]) -> AsyncGenerator[ModelChunk]:
+        """One streamed chat completion: see `chat_chunks`. `body` may name another model."""
+        body = body | {"stream": True, "stream_options": {"include_usage": True}}
+        is_own = body.get("model", self.model) == self.model
+
+        def body_for(member: GroupMember) -> bytes:
+            return encode_json(body | {"model": member.model} if is_own else body)
+
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        call = _Call("POST", "/chat/completions", headers, body_for, False, None)
+        return chat_chunks(self._chat_exchange(call), self._patience)
+
+    @asynccontextmanager
+    async def _chat_exchange(
+        self, call: _Call
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, str | None]]:
+        async with AsyncExitStack() as held:
+            answer = await self._answer(call, held)
+            yield answer.response, answer.member.upstream.token
+
+    async def _answer(self, call: _Call, held: AsyncExitStack) -> _Answer:
+        """The answer to be told; `held` closes it. Raises what the last attempt did."""
+        turns = _Turns(self.members, self._retry)
+        answer: _Answer | None = None
+        failure: UpstreamUnavailable | None = None
+        while (member := await turns.next()) is not None:
+            try:
+                newer = await _attempt(call, member)
+            except UpstreamUnavailable as error:
+                failure = error
+                turns.put_back(member, 0.0)
+            else:
+                if answer is not None:
+                    await answer.held.aclose()
+                answer = newer
+                held.push_async_exit(answer.held)
+                if not answer.asks_for_another_try:
+                    break
+                if (wait := answer.seconds_to_wait) is not None:
+                    turns.put_back(member, wait)
+            if isinstance(call.data, StreamedBody) and call.data.begun:
+                break
+        if answer is not None:
+            return answer
+        raise failure or self._refusal()
+
+    def _refusal(self) -> UpstreamUnavailable:
+        """What is told where every circuit is open."""
+        wait = min(member.breaker.wait_seconds for member in self.members)
+        return UpstreamUnavailable(
+            "The upstream model server cannot be reached.", retry_after=max(1, math.ceil(wait))
+        )
+
+
+async def _attempt(call: _Call, member: GroupMember) -> _Answer:
+    """Ask one upstream, and tell its circuit what came of it."""
+    held = AsyncExitStack()
+    began = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(call.first_byte_seconds):
+            response = await held.enter_async_context(call.to(member))
+    except BaseException as error:
+        upload = call.data if isinstance(call.data, StreamedBody) else None
+        if upload is not None and upload.failure is not None:
+            member.breaker.left()
+            raise upload.failure from None
+        if isinstance(error, UpstreamUnavailable | UpstreamFailed):
+            member.breaker.failed()
+        else:
+            member.breaker.left()
+        if isinstance(error, TimeoutError):
+            said = "The upstream model server was silent for too long."
+            raise UpstreamSilent(said) from None
+        raise
+    if response.status in DOWN:
+        member.breaker.failed()
+    else:
+        member.breaker.succeeded()
+    return _Answer(response, member, began, held)

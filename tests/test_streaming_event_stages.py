@@ -1,0 +1,123 @@
+"""A scrubbed stream is the one-shot scrub of the whole, however it is made, framed and cut."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sanitize.deltas import DeltaScrubber
+from sanitize.think import scrub
+from streaming.chunk_framing import frame_of, payload_of
+from streaming.event_stages import DirectEvents, ScrubbedEvents, VerbatimEvents
+from streaming.failures import UpstreamFailed
+from streaming.sse_parser import SseParser
+
+WORDS = (
+    *("<think>", "</think>", "<", "think", ">", " a ", "\n", "é", "&lt;", "&gt;", "<thinker>", "b"),
+    *("\\u003c", "x < y", "<THINK >", "\u2028", "\\", '"', "</", "thank", "/>"),
+)
+TEXT = st.lists(st.sampled_from(WORDS), max_size=12).map("".join)
+
+
+def event(value: Any, *, escaped: bool) -> bytes:
+    data = json.dumps(value, ensure_ascii=escaped)
+    return f"data: {data}\n\n".encode()
+
+
+def stream_of(texts: list[str], rng: random.Random) -> bytes:
+    """All choices' texts in deltas, interleaved; then finishes and the end."""
+    rest = dict(enumerate(texts))
+    out = b""
+    while rest:
+        index = rng.choice(list(rest))
+        size = rng.randint(1, 5)
+        delta = {"content": rest[index][:size]}
+        rest[index] = rest[index][size:]
+        choice = {"index": index, "delta": delta, "finish_reason": None}
+        out += event({"id": "u", "choices": [choice]}, escaped=rng.random() < 0.5)
+        if not rest[index]:
+            del rest[index]
+            finish = {"index": index, "delta": {}, "finish_reason": "stop"}
+            out += event({"id": "u", "choices": [finish]}, escaped=True)
+    return out + b"data: [DONE]\n\n"
+
+
+def texts_of(raw: bytes, count: int) -> list[str]:
+    texts = [""] * count
+    parser = SseParser()
+    for one in parser.feed(raw) + parser.flush():
+        if one.data and one.data != b"[DONE]":
+            for choice in json.loads(one.data)["choices"]:
+                texts[choice["index"]] += choice["delta"].get("content") or ""
+    return texts
+
+
+def pieces_of(data: bytes, rng: random.Random) -> list[bytes]:
+    pieces = []
+    while data:
+        size = rng.choice([1, 2, 7, 50, 400, len(data)])
+        pieces.append(data[:size])
+        data = data[size:]
+    return pieces
+
+
+def framed(data: bytes, rng: random.Random, *, by_event: bool) -> bytes:
+    if by_event:
+        parts = [part + b"\n\n" for part in data.split(b"\n\n")[:-1]]
+    else:
+        parts = pieces_of(data, rng)
+    return b"".join(map(frame_of, parts)) + b"0\r\n\r\n"
+
+
+@settings(max_examples=1000)
+@given(st.sampled_from([1, 2, 8]), st.data(), st.randoms(use_true_random=False))
+def test_a_scrubbed_stream_is_the_one_shot_scrub(
+    count: int, data: st.DataObject, rng: random.Random
+) -> None:
+    texts = data.draw(st.lists(TEXT, min_size=count, max_size=count))
+    expected = [scrub(text) for text in texts]
+    raw = stream_of(texts, rng)
+
+    stage = ScrubbedEvents(DeltaScrubber(), finishes=count)
+    out = b"".join(stage.feed(piece) for piece in pieces_of(raw, rng)) + stage.flush()
+    assert texts_of(out, count) == expected
+
+    direct = DirectEvents(ScrubbedEvents(DeltaScrubber(), finishes=count))
+    socket_bytes = framed(raw, rng, by_event=rng.random() < 0.5)
+    frames = b"".join(direct.feed(piece) for piece in pieces_of(socket_bytes, rng))
+    assert direct.ended
+    assert texts_of(payload_of(frames + direct.flush()), count) == expected
+
+
+@settings(max_examples=200)
+@given(st.lists(TEXT, min_size=1, max_size=2), st.randoms(use_true_random=False))
+def test_a_verbatim_stream_is_the_very_bytes(texts: list[str], rng: random.Random) -> None:
+    raw = stream_of(texts, rng)
+    stage = VerbatimEvents(finishes=len(texts))
+    assert b"".join(stage.feed(p) for p in pieces_of(raw, rng)) + stage.flush() == raw
+    direct = DirectEvents(VerbatimEvents(finishes=len(texts)))
+    socket_bytes = framed(raw, rng, by_event=rng.random() < 0.5)
+    frames = [direct.feed(piece) for piece in pieces_of(socket_bytes, rng)]
+    assert payload_of(b"".join(frames) + direct.flush()) == raw
+    for one in frames:  # a heartbeat may follow each of them
+        assert not one or payload_of(one).endswith(b"\n\n")
+
+
+@pytest.mark.parametrize("cut_off", [1, 15, 40])
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_a_stream_that_is_not_complete_is_a_failure(cut_off: int, is_direct: bool) -> None:
+    whole = stream_of(["hello"], random.Random(1))
+    raw = whole[: whole.index(b'"finish_reason": "stop"') - cut_off]
+    for stage in (VerbatimEvents(1), ScrubbedEvents(DeltaScrubber(), 1)):
+        if is_direct:
+            direct = DirectEvents(stage)
+            direct.feed(frame_of(raw) + b"0\r\n\r\n")
+            with pytest.raises(UpstreamFailed):
+                direct.flush()
+        else:
+            stage.feed(raw)
+            with pytest.raises(UpstreamFailed):
+                stage.flush()
