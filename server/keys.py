@@ -27,6 +27,8 @@ EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
 JAIL_POOL: web.AppKey[JailPool] = web.AppKey("jail_pool", JailPool)
 REPLAYS: web.AppKey[Replays] = web.AppKey("replays", Replays)
 
+# What agents' code may import; jails have it loaded before they are confined.
+CODE_IMPORTS: web.AppKey[frozenset[str]] = web.AppKey("code_imports", frozenset)
 # The handlers of relayed requests under way.
 RELAYS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("relays", set)
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from server.idempotency import Replays
 from server.keys import (
     AGENTS,
+    CODE_IMPORTS,
     EMBEDDED,
     JAIL_POOL,
     REPLAYS,
@@ -70,7 +71,12 @@ async def jail(app: web.Application) -> AsyncIterator[None]:
         if settings.jail == "off":
             log.warning("jail: off; model-written code runs in this process, unconfined")
         else:
-            pool = JailPool(required=settings.jail == "required", warm=settings.warm_jails)
+            imports = app[CODE_IMPORTS]
+            pool = JailPool(
+                required=settings.jail == "required",
+                warm=settings.warm_jails,
+                preload=sorted(imports),
+            )
             try:
                 app[JAIL_POOL] = await stack.enter_async_context(pool)
             except JailUnavailable as error:

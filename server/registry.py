@@ -16,19 +16,25 @@ from smolagents.models import MODEL_REGISTRY
 
 from server import code_writing_agent
 from server.settings import DEFAULT_AGENT, BadSetting
-from streaming.agent_context import AgentContext, AgentFactory, call_factory
+from streaming.agent_context import AgentContext, AgentFactory, call_factory, family_of
 
 AGENT_CLASSES = {agent.__name__: agent for agent in (CodeAgent, ToolCallingAgent)}
 PLACEHOLDER = "smolgate.ModelOfTheRun"
 
 
-def load_agents(agents: Mapping[str, str], *, embedded: bool) -> dict[str, AgentFactory]:
+class Agents(dict[str, AgentFactory]):
+    """Ids and their factories. `code_imports`: what their code may import beyond smolagents' own."""
+
+    code_imports: frozenset[str] = frozenset()
+
+
+def load_agents(agents: Mapping[str, str], *, embedded: bool) -> Agents:
     """Every agent's factory. Each is called twice, to see that it works. Raises BadSetting."""
-    factories: dict[str, AgentFactory] = {DEFAULT_AGENT: code_writing_agent.create_agent}
+    factories = Agents({DEFAULT_AGENT: code_writing_agent.create_agent})
     for name, source in agents.items():
         try:
             factory = _factory_of(source)
-            _check(factory, _check_context(embedded))
+            factories.code_imports |= _check(factory, _check_context(embedded))
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise BadSetting(f"AGENTS has {name}={source}, which cannot work: {said}") from error
@@ -36,13 +42,18 @@ def load_agents(agents: Mapping[str, str], *, embedded: bool) -> dict[str, Agent
     return factories
 
 
-def _check(factory: AgentFactory, context: AgentContext) -> None:
-    """Make two agents, which must not be one. Raises whatever the factory does, and TypeError."""
+def _check(factory: AgentFactory, context: AgentContext) -> frozenset[str]:
+    """Make two agents, which must not be one; returns what their code may import.
+
+    Raises whatever the factory does, and TypeError.
+    """
     first, second = (call_factory(factory, context) for _ in range(2))
     for agent in (first, second):
         getattr(agent, "cleanup", lambda: None)()
     if first is second:
         raise TypeError("it returned the same agent twice, and every run needs its own")
+    imports = (getattr(agent, "additional_authorized_imports", ()) for agent in family_of(first))
+    return frozenset(name.removesuffix(".*") for names in imports for name in names if name != "*")
 
 
 def _factory_of(source: str) -> AgentFactory:

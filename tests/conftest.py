@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from server.app import create_app
-from server.registry import load_agents
+from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
 from streaming.direct_body import DirectHandler
@@ -217,9 +217,11 @@ async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
         async def make(agents: dict[str, Any] | None = None, **settings: Any) -> Gateway:
             defaults = {"upstream_base": upstream.base, "model": "up/model", "jail": "off"}
             settings = defaults | settings
-            app = create_app(
-                make_settings(**settings), load_agents({}, embedded=False) | (agents or {})
-            )
+            served = load_agents({}, embedded=False)
+            served.update(agents or {})
+            if isinstance(agents, Agents):
+                served.code_imports = agents.code_imports
+            app = create_app(make_settings(**settings), served)
             base = await stack.enter_async_context(listening(app))
             session = await stack.enter_async_context(aiohttp.ClientSession())
             return Gateway(app, base, session)

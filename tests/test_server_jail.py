@@ -11,6 +11,7 @@ from conftest import FakeUpstream, Gateway, MakeGateway, Script, scripted, text_
 from smolagents import CodeAgent, tool
 
 from server.keys import JAIL_POOL, SUPERVISOR
+from server.registry import Agents
 from streaming.agent_context import AgentContext
 from streaming.events import Print
 
@@ -176,3 +177,19 @@ async def test_secrets_of_the_server_are_out_of_reach(
     assert text_of(events, "content") == "tried"
     assert "hf_secret" not in text_of(events, "reasoning")
     assert "environ(" in text_of(events, "reasoning")
+
+
+async def test_an_agent_may_use_the_packages_it_authorises(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    code = "import numpy as np\nfinal_answer(int(np.arange(10).sum()))"
+    upstream.handler = scripted(by_turn(code))
+    agents = Agents(
+        numeric=lambda context: CodeAgent(
+            tools=[], model=context.model, additional_authorized_imports=["numpy"]
+        )
+    )
+    agents.code_imports = frozenset({"numpy"})
+    gateway = await make_gateway(agents, jail="required")
+    events = await gateway.stream(ASK | {"model": "numeric"})
+    assert text_of(events, "content") == "45"

@@ -53,6 +53,22 @@ class WholeModel(Model):  # type: ignore[misc]
         return ChatMessage(role=MessageRole.ASSISTANT, content=text)
 
 
+def imports_numpy(context: AgentContext) -> CodeAgent:
+    helper = CodeAgent(
+        tools=[],
+        model=context.model,
+        name="helper",
+        description="helps",
+        additional_authorized_imports=["numpy.*", "json"],
+    )
+    return CodeAgent(
+        tools=[],
+        model=context.model,
+        managed_agents=[helper],
+        additional_authorized_imports=["*"],
+    )
+
+
 def takes_nothing() -> CodeAgent:
     return CodeAgent(tools=[], model=OwnModel(model_id="own"))
 
@@ -94,6 +110,11 @@ def save_agent(folder: Path) -> None:
 def test_factories_are_loaded_and_make_a_fresh_agent_each_time(attribute: str) -> None:
     agents = load_agents({"mine": f"test_server_registry:{attribute}"}, embedded=False)
     assert list(agents) == ["code-writing-agent", "mine"]
+
+
+def test_what_agents_code_may_import_is_known_so_that_jails_have_it_ready() -> None:
+    agents = load_agents({"mine": "test_server_registry:imports_numpy"}, embedded=False)
+    assert agents.code_imports == {"numpy", "json"}
 
 
 @pytest.mark.parametrize(
