@@ -9,7 +9,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from server.settings import BadSetting, Settings, read_settings
+from server.setting_values import BadSetting
+from server.settings import Settings, read_settings
 
 log = logging.getLogger("server")
 

@@ -16,7 +16,9 @@ from server.idempotency import wish_of
 from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAMS
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
-from server.settings import DEFAULT_AGENT, Settings, leave_policy
+from server.setting_values import leave_policy
+from server.settings import Settings
+from server.settings_table import DEFAULT_AGENT
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
 
 CHAT_PATH = "/chat/completions"

@@ -15,7 +15,8 @@ from smolagents import CodeAgent, Model, MultiStepAgent, ToolCallingAgent
 from smolagents.models import MODEL_REGISTRY
 
 from server import code_writing_agent
-from server.settings import DEFAULT_AGENT, BadSetting
+from server.setting_values import BadSetting
+from server.settings_table import DEFAULT_AGENT
 from streaming.agent_context import AgentContext, AgentFactory, call_factory, family_of
 
 AGENT_CLASSES = {agent.__name__: agent for agent in (CodeAgent, ToolCallingAgent)}

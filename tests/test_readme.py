@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from server.settings import SETTINGS
+from server.settings_table import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 

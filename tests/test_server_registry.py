@@ -19,7 +19,7 @@ from smolagents import (
 from smolagents.models import ChatMessageStreamDelta
 
 from server.registry import load_agents
-from server.settings import BadSetting
+from server.setting_values import BadSetting
 from streaming.agent_context import AgentContext
 
 

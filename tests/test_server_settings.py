@@ -2,7 +2,9 @@
 
 import pytest
 
-from server.settings import SETTINGS, BadSetting, make_settings, read_settings
+from server.setting_values import BadSetting
+from server.settings import make_settings, read_settings
+from server.settings_table import SETTINGS
 
 
 def test_without_any_setting_the_embedded_model_serves() -> None:

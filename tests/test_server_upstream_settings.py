@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.settings import BadSetting, Settings, read_settings
+from server.setting_values import BadSetting
+from server.settings import Settings, read_settings
 
 ENTRY = {"models": ["a", "p/*"], "base": "http://up:1/v1/"}
 

@@ -1,0 +1,129 @@
+"""What one setting takes: its names, and from text to a value.
+
+In: the text of an environment variable or a flag. Out: the value, or `BadSetting`, one line that says the
+name, the value (secrets apart) and what is allowed.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from server.upstream_settings import BadEntry
+
+
+class BadSetting(ValueError):
+    """A setting that cannot work, as one line."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table. `names` are its environment variables, the first that is set counts.
+
+    `parse` takes the text and raises ValueError; `allowed` says what it takes.
+    """
+
+    attribute: str
+    names: tuple[str, ...]
+    default: Any
+    parse: Callable[[str], Any]
+    allowed: str
+    meaning: str
+    shown_default: str | None = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.names[0].lower().replace("_", "-")
+
+    def read(self, text: str, source: str) -> Any:
+        try:
+            return self.parse(text)
+        except BadEntry as error:
+            raise BadSetting(f"{source}{error}") from None
+        except ValueError:
+            shown = "(hidden)" if self.attribute in SECRETS else repr(text)
+            raise BadSetting(f"{source} is {shown}; allowed is {self.allowed}") from None
+
+
+SECRETS = frozenset({"token", "api_keys"})
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def seconds(low: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value < 1e9:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError
+        return text.lower()
+
+    return parse
+
+
+def log_level(text: str) -> str:
+    return one_of("debug", "info", "warning", "error", "critical")(text).upper()
+
+
+def switch(text: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
+        one_of("1", "true", "yes", "0", "false", "no")(text)
+    ]
+
+
+def plain_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError
+    return text.strip()
+
+
+def tag_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(","))
+    if not all(re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name) for name in names):
+        raise ValueError
+    return names
+
+
+def api_keys(text: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in text.split(",") if key.strip())
+    if not keys or not all(key.isascii() and key.isprintable() for key in keys):
+        raise ValueError
+    return keys
+
+
+def agents(text: str) -> dict[str, str]:
+    agents: dict[str, str] = {}
+    for entry in text.split(","):
+        name, equals, source = (part.strip() for part in entry.partition("="))
+        if not equals or not source or not re.fullmatch(r"[A-Za-z0-9][\w./:-]*", name):
+            raise ValueError
+        if name in agents:
+            raise ValueError
+        agents[name] = source
+    return agents
+
+
+def leave_policy(text: str) -> float:
+    """Seconds that a run may go on after its client left: 0 for cancel, infinity for finish."""
+    if text in LEAVE_POLICIES:
+        return LEAVE_POLICIES[text]
+    return seconds(0)(text)
+
+
+LEAVE_POLICIES = {"cancel": 0.0, "finish": float("inf")}
