@@ -6,6 +6,7 @@ with a server-sent event, so that something else may be put in between; or their
 """
 
 import re
+from functools import lru_cache
 
 # A size line longer than this is an attack, or no chunked coding at all.
 MAX_SIZE_LINE = 256
@@ -23,15 +24,18 @@ class ChunkedFrames:
     def __init__(self, *, max_held_bytes: int) -> None:
         self._max_held = max_held_bytes
         self._held = bytearray()  # an unfinished frame
-        self._known: dict[bytes, int] = {}  # size lines that have come; most come again
         self.ended = False
 
     def feed_aligned(self, data: bytes) -> bytes | None:
         """The frames themselves, where all are whole and end with an event; else None, and nothing
         was taken. Raises FramingError.
         """
-        if self._held:
+        if self._held or self.ended:
             return None
+        line_end = data.find(b"\r\n", 0, MAX_SIZE_LINE)
+        size = _size_of(data[:line_end]) if line_end > 0 else 0
+        if size >= 2 and size == len(data) - line_end - 4 and data.endswith(b"\n\n\r\n"):
+            return data  # one event in one frame
         boundary, walked, ended = self._walk(data, None)
         if walked != boundary or not (ended or boundary == len(data)):
             return None
@@ -62,7 +66,7 @@ class ChunkedFrames:
         With `payload`, the payload of the whole frames is put there.
         """
         boundary = position = 0
-        length, known, ended = len(data), self._known, False
+        length, ended = len(data), False
         if self.ended and length:
             raise FramingError("bytes after the last chunk")
         while position < length:
@@ -71,10 +75,7 @@ class ChunkedFrames:
                 if length - position >= MAX_SIZE_LINE:
                     raise FramingError("a chunk without a size")
                 break
-            line = bytes(data[position:line_end])
-            size = known.get(line, -1)
-            if size == -1:
-                size = known[line] = _size_of(line)
+            size = _size_of(bytes(data[position:line_end]))
             end = line_end + 2 + size
             if data[end - 2 : end + 2] == b"\n\n\r\n" and size >= 2:  # nearly always
                 if payload is not None:
@@ -93,8 +94,6 @@ class ChunkedFrames:
             position = end + 2
             if data[end - 4 : end] == b"\r\n\r\n" and size >= 4:
                 boundary = position
-        if len(known) > MAX_KNOWN_SIZES:
-            known.clear()
         return boundary, position, ended
 
     def _has_end(self, data: bytes | bytearray, line_end: int) -> bool:
@@ -124,7 +123,8 @@ def payload_of(frames: bytes) -> bytes:
     return b"".join(payload)
 
 
-def _size_of(line: bytes | bytearray) -> int:
+@lru_cache(MAX_KNOWN_SIZES)  # most sizes come again
+def _size_of(line: bytes) -> int:
     """The size in a chunk's first line, extensions aside."""
     found = _EXTENSION_OR_HEX.fullmatch(line)
     if found is None:

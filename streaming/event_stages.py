@@ -49,8 +49,9 @@ class StreamEnd:
             return
         self._tail.append((events, framed))
         self._tail_bytes += len(events)
-        while self._tail_bytes - len(self._tail[0][0]) > MAX_TAIL_BYTES:
-            self._tail_bytes -= len(self._tail.popleft()[0])
+        if self._tail_bytes > 2 * MAX_TAIL_BYTES:
+            while self._tail_bytes - len(self._tail[0][0]) > MAX_TAIL_BYTES:
+                self._tail_bytes -= len(self._tail.popleft()[0])
 
     def check(self) -> None:
         """Raises UpstreamFailed where something is missing."""
