@@ -62,6 +62,7 @@ class Settings:
     stall_seconds: float
     max_per_key: int
     idempotency_seconds: float
+    runner: str
     jail: str
     warm_jails: int
     jail_memory_bytes: int

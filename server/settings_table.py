@@ -301,6 +301,14 @@ SETTINGS = (
         "600",
     ),
     Setting(
+        "runner",
+        ("RUNNER",),
+        "thread",
+        one_of("thread"),
+        "thread",
+        "where a run lives; so far in a thread of the server",
+    ),
+    Setting(
         "jail",
         ("JAIL",),
         "auto",

@@ -50,6 +50,8 @@ def test_flags_win_over_the_environment_and_names_have_an_order() -> None:
         ("AGENTS", "no-source"),
         ("AGENTS", "a=m:x,a=m:y"),
         ("LOG_LEVEL", "LOUD"),
+        ("RUNNER", "process"),
+        ("JAIL", "maybe"),
         ("MAX_BODY_BYTES", "10"),
     ],
 )
