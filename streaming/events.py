@@ -62,7 +62,6 @@ class Step(Event, frozen=True):
     observation: str | None = None
     error: str | None = None
     seconds: float = 0.0
-    is_final: bool = False
 
 
 class Plan(Event, frozen=True):
@@ -92,21 +91,6 @@ class Failure(Event, frozen=True):
     status: int = 500
     param: str | None = None
     retry_after: float | None = None
-
-
-AnyEvent = (
-    Started
-    | ModelDelta
-    | ModelCalled
-    | Print
-    | Stdout
-    | ToolCall
-    | Step
-    | Plan
-    | Note
-    | Final
-    | Failure
-)
 
 
 def event_bytes(event: Event) -> int:

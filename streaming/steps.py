@@ -83,7 +83,6 @@ def _step(step: ActionStep, *, printed_live: bool) -> Step:
         observation=None if step.is_final_answer else _observation(step, printed_live=printed_live),
         error=str(step.error) if step.error is not None else None,
         seconds=step.timing.duration or 0.0,
-        is_final=step.is_final_answer,
     )
 
 

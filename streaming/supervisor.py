@@ -127,8 +127,8 @@ class Supervisor:
             return
         log.info("run %s is stopped: %s", run.id, error.code)
         run.state = "stopping"
-        run.outcome = error.code
-        run.channel.finish(failure_of(error))
+        if run.channel.finish(failure_of(error)):  # else it has just ended by itself
+            run.outcome = error.code
         run.stop_signal.set(error.code or "stopped")
 
     async def drain(self, seconds: float) -> None:
@@ -151,8 +151,8 @@ class Supervisor:
                 "Too many runs are waiting already: try again later.",
                 retry_after=RETRY_AFTER_SECONDS,
             )
-        of_key = sum(run.key == key for run in self.runs.values())
-        if self.limits.max_per_key and of_key >= self.limits.max_per_key:
+        most = self.limits.max_per_key
+        if most and sum(run.key == key for run in self.runs.values()) >= most:
             raise Busy(
                 "Too many runs of this API key: try again when one has ended.",
                 code="key_limit",
@@ -178,7 +178,6 @@ class Supervisor:
 
     async def _has_slot(self, run: Run, slot: asyncio.Future[None]) -> bool:
         """Wait for a slot. False where the run was refused or stopped while it waited."""
-
         with run.stop_signal.watched_by(slot.cancel):
             await asyncio.wait([slot], timeout=self.limits.queue_seconds)
         if slot.done() and not slot.cancelled():

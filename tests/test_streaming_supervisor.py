@@ -202,6 +202,17 @@ async def test_a_client_that_leaves_ends_the_run_or_not_by_policy() -> None:
     assert run.outcome == "client_gone"
 
 
+async def test_an_end_that_was_reached_before_the_client_left_is_kept() -> None:
+    supervisor, runner = make()
+    run = supervisor.submit(spec(0))
+    async with supervisor.reading(run):
+        await settle(lambda: runner.works)
+        runner.works[0].channel.finish(Final("in time"))
+    assert run.outcome is None  # not "client_gone": whoever asks again gets the answer
+    assert await terminal(run) == Final("in time")
+    assert run.outcome == "ok"
+
+
 async def test_a_run_with_another_reader_goes_on_when_one_leaves() -> None:
     supervisor, runner = make()
     run = supervisor.submit(spec(0))
