@@ -6,19 +6,18 @@ the client's HTTP library reports.
 """
 
 import asyncio
-from collections.abc import Mapping
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 
+from server.bare_response import BareResponse, takes_bare_response
 from server.chat_wire import DONE, error_event
-from server.direct_reply import DirectReply
-from server.drain import counted, refuse_when_draining
+from server.direct_stream import DirectStream
+from server.drain import refuse_when_draining
 from server.errors import error_object, unexpected
-from server.keys import OUTCOME, REQUEST_ID, SETTINGS, SUPERVISOR
+from server.keys import OUTCOME, RELAYS, REQUEST_ID, SETTINGS, SUPERVISOR, UPSTREAMS
 from server.sse_writer import SseWriter
 from streaming.failures import Draining, SmolgateError
-from streaming.relay import Relayed, RelayedEvents, ScrubOptions, relay
+from streaming.relay import Relayed, ScrubOptions, relay
 from streaming.upstream_group import Data, UpstreamGroup
 
 
@@ -33,45 +32,45 @@ async def send_relayed(
 ) -> web.StreamResponse:
     """Relay one request. Raises SmolgateError leaves before the first byte."""
     refuse_when_draining(request.app)
-    headers = request.headers.copy()
-    headers["X-Request-Id"] = request[REQUEST_ID]
-    with counted(request.app):
-        return await _send(request, path, headers, body, upstream, scrub, finishes)
-
-
-async def _send(
-    request: web.Request,
-    path: str,
-    headers: Mapping[str, str],
-    body: Data,
-    upstream: UpstreamGroup,
-    scrub: ScrubOptions | None,
-    finishes: int,
-) -> web.StreamResponse:
     if request.query_string:
         path = f"{path}?{request.query_string}"
-    async with relay(
-        upstream,
-        request.method,
-        path,
-        headers,
-        body,
-        scrub=scrub,
-        finishes=finishes,
-    ) as relayed:
-        relayed.headers["x-request-id"] = request[REQUEST_ID]
+    task, relays = asyncio.current_task(), request.app[RELAYS]
+    assert task is not None
+    relays.add(task)
+    relayed: Relayed | None = None
+    try:
+        relayed = await relay(
+            upstream,
+            request.method,
+            path,
+            request.headers,
+            request[REQUEST_ID],
+            body,
+            scrub=scrub,
+            finishes=finishes,
+        )
         if relayed.events is not None:
-            return await _send_events(request, relayed, relayed.events)
+            return await _send_events(request, relayed)
         if relayed.whole is not None:
-            return web.Response(status=relayed.status, headers=relayed.headers, body=relayed.whole)
+            return _whole(request, relayed, relayed.whole)
         return await _send_body(request, relayed)
+    finally:
+        relays.discard(task)
+        if relayed is not None:
+            relayed.reply.close()
+
+
+def _whole(request: web.Request, relayed: Relayed, body: bytes) -> web.StreamResponse:
+    if takes_bare_response(request, relayed.status):
+        return BareResponse(relayed.status, relayed.headers, body)
+    return web.Response(status=relayed.status, headers=relayed.headers, body=body)
 
 
 async def _send_body(request: web.Request, relayed: Relayed) -> web.StreamResponse:
     response = web.StreamResponse(status=relayed.status, headers=relayed.headers)
     await response.prepare(request)
     try:
-        async for data in relayed.pieces:
+        async for data in relayed.reply.pieces():
             await response.write(data)
     except SmolgateError as error:
         request[OUTCOME] = error.code or "upstream"
@@ -82,52 +81,51 @@ async def _send_body(request: web.Request, relayed: Relayed) -> web.StreamRespon
     return response
 
 
-async def _end_in_error(request: web.Request, writer: SseWriter, error: SmolgateError) -> None:
-    request[OUTCOME] = error.code or "upstream"
-    await writer.send_events(error_event(error_object(error)) + DONE)
-
-
-async def _send_events(
-    request: web.Request, relayed: Relayed, events: RelayedEvents
-) -> web.StreamResponse:
+async def _send_events(request: web.Request, relayed: Relayed) -> web.StreamResponse:
+    """The stream on the short way, or else through aiohttp's writer."""
+    assert relayed.events is not None
     settings = request.app[SETTINGS]
+    taken = relayed.reply.take() if takes_bare_response(request, relayed.status) else None
+    if taken is not None:
+        stream = DirectStream(
+            request,
+            relayed.status,
+            relayed.headers,
+            taken,
+            relayed.events,
+            pulse=request.app[UPSTREAMS].pulse,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            stall_seconds=settings.stall_seconds,
+        )
+        try:
+            await stream.carry()
+        except BaseException as error:  # noqa: BLE001 - told to the client, or raised
+            stream.end_with(_last_words(request, error))
+        return stream
     writer = SseWriter(
         heartbeat_seconds=settings.heartbeat_seconds,
         stall_seconds=settings.stall_seconds,
         status=relayed.status,
-        headers=relayed.headers,
+        headers=dict(relayed.headers),
     )
-    payload_writer = await writer.prepare(request)
+    await writer.prepare(request)
     async with writer:
         try:
-            if not await _carry(request, writer, payload_writer, events):
-                async for data in events.pieces:
-                    await writer.send_events(data)
-        except SmolgateError as error:
-            await _end_in_error(request, writer, error)
-        except asyncio.CancelledError:
-            if not request.app[SUPERVISOR].draining:
-                raise
-            await _end_in_error(request, writer, Draining("The server is stopping."))
-        except ConnectionError:
-            raise
-        except Exception as error:  # noqa: BLE001 - logged there
-            await _end_in_error(request, writer, unexpected(request, error))
+            async for data in relayed.event_pieces():
+                await writer.send_events(data)
+        except BaseException as error:  # noqa: BLE001 - told to the client, or raised
+            await writer.send_events(_last_words(request, error))
         await writer.write_eof()
     return writer
 
 
-async def _carry(
-    request: web.Request,
-    writer: SseWriter,
-    payload_writer: AbstractStreamWriter | None,
-    events: RelayedEvents,
-) -> bool:
-    """The stream on the short way; False where that cannot be gone."""
-    if events.handler is None or payload_writer is None or not writer.chunked:
-        return False
-    stall_seconds = request.app[SETTINGS].stall_seconds
-    reply = DirectReply(
-        request, payload_writer, events.handler, events.stage, stall_seconds=stall_seconds
-    )
-    return await reply.carry()
+def _last_words(request: web.Request, error: BaseException) -> bytes:
+    """How a stream ends that failed. Raises the error where nobody is there to be told."""
+    if isinstance(error, asyncio.CancelledError) and request.app[SUPERVISOR].draining:
+        error = Draining("The server is stopping.")
+    elif isinstance(error, ConnectionError) or not isinstance(error, Exception):
+        raise error
+    elif not isinstance(error, SmolgateError):
+        error = unexpected(request, error)
+    request[OUTCOME] = error.code or "upstream"
+    return error_event(error_object(error)) + DONE
