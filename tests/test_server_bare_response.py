@@ -211,4 +211,3 @@ async def test_an_upstreams_header_cannot_hold_another(
     assert b"set-cookie" not in names
     assert not any(name.startswith(b" ") for name in names)
     server.close()
-
