@@ -9,13 +9,12 @@ import asyncio
 
 from aiohttp import web
 
-from server.bare_response import BareResponse, takes_bare_response
+from server.bare_response import BareResponse, has_body
 from server.chat_wire import DONE, error_event
 from server.direct_stream import DirectStream
 from server.drain import refuse_when_draining
 from server.errors import error_object, unexpected
 from server.keys import OUTCOME, RELAYS, REQUEST_ID, SETTINGS, SUPERVISOR, UPSTREAMS
-from server.sse_writer import SseWriter
 from streaming.failures import Draining, SmolgateError
 from streaming.relay import Relayed, ScrubOptions, relay
 from streaming.upstream_group import Data, UpstreamGroup
@@ -29,16 +28,23 @@ async def send_relayed(
     upstream: UpstreamGroup,
     scrub: ScrubOptions | None,
     finishes: int = 0,
+    stream: bool = False,
 ) -> web.StreamResponse:
-    """Relay one request. Raises SmolgateError leaves before the first byte."""
+    """Relay one request; `stream`: it asks for one, so that heartbeats may come before the upstream does.
+
+    Raises SmolgateError leaves before the first byte.
+    """
     refuse_when_draining(request.app)
     if request.query_string:
         path = f"{path}?{request.query_string}"
     task, relays = asyncio.current_task(), request.app[RELAYS]
     assert task is not None
     relays.add(task)
+    events: DirectStream | None = None
     relayed: Relayed | None = None
     try:
+        if stream:
+            events = await _open_stream(request)
         relayed = await relay(
             upstream,
             request.method,
@@ -50,18 +56,62 @@ async def send_relayed(
             finishes=finishes,
         )
         if relayed.events is not None:
-            return await _send_events(request, relayed)
+            return await _send_events(request, relayed, events)
+        if events is not None and events.prepared:
+            raise relayed.no_stream()
         if relayed.whole is not None:
             return _whole(request, relayed, relayed.whole)
         return await _send_body(request, relayed)
+    except BaseException as error:
+        if events is None or not events.prepared:
+            raise
+        events.end_with(_last_words(request, error))
+        return events
     finally:
         relays.discard(task)
+        if events is not None:
+            events.release()
         if relayed is not None:
             relayed.reply.close()
 
 
+async def _open_stream(request: web.Request) -> DirectStream:
+    settings = request.app[SETTINGS]
+    stream = DirectStream(
+        request,
+        (("x-request-id", request[REQUEST_ID]),),
+        pulse=request.app[UPSTREAMS].pulse,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        stall_seconds=settings.stall_seconds,
+    )
+    await stream.tell_application(request)
+    return stream
+
+
+async def _send_events(
+    request: web.Request, relayed: Relayed, stream: DirectStream | None
+) -> web.StreamResponse:
+    """The stream on the short way where it goes that, else by pieces."""
+    assert relayed.events is not None
+    if stream is None:
+        stream = await _open_stream(request)
+    try:
+        if not stream.prepared:
+            stream.set_head(relayed.status, relayed.headers)
+        taken = relayed.reply.take() if stream.takes_frames else None
+        if taken is not None:
+            await stream.carry(taken, relayed.events)
+        else:
+            await stream.carry_pieces(relayed.event_pieces())
+    except BaseException as error:  # noqa: BLE001 - told to the client, or raised
+        stream.end_with(_last_words(request, error))
+    finally:
+        stream.release()
+    return stream
+
+
 def _whole(request: web.Request, relayed: Relayed, body: bytes) -> web.StreamResponse:
-    if takes_bare_response(request, relayed.status):
+    if has_body(request, relayed.status):
         return BareResponse(relayed.status, relayed.headers, body)
     return web.Response(status=relayed.status, headers=relayed.headers, body=body)
 
@@ -79,44 +129,6 @@ async def _send_body(request: web.Request, relayed: Relayed) -> web.StreamRespon
         return response
     await response.write_eof()
     return response
-
-
-async def _send_events(request: web.Request, relayed: Relayed) -> web.StreamResponse:
-    """The stream on the short way, or else through aiohttp's writer."""
-    assert relayed.events is not None
-    settings = request.app[SETTINGS]
-    taken = relayed.reply.take() if takes_bare_response(request, relayed.status) else None
-    if taken is not None:
-        stream = DirectStream(
-            request,
-            relayed.status,
-            relayed.headers,
-            taken,
-            relayed.events,
-            pulse=request.app[UPSTREAMS].pulse,
-            heartbeat_seconds=settings.heartbeat_seconds,
-            stall_seconds=settings.stall_seconds,
-        )
-        try:
-            await stream.carry()
-        except BaseException as error:  # noqa: BLE001 - told to the client, or raised
-            stream.end_with(_last_words(request, error))
-        return stream
-    writer = SseWriter(
-        heartbeat_seconds=settings.heartbeat_seconds,
-        stall_seconds=settings.stall_seconds,
-        status=relayed.status,
-        headers=dict(relayed.headers),
-    )
-    await writer.prepare(request)
-    async with writer:
-        try:
-            async for data in relayed.event_pieces():
-                await writer.send_events(data)
-        except BaseException as error:  # noqa: BLE001 - told to the client, or raised
-            await writer.send_events(_last_words(request, error))
-        await writer.write_eof()
-    return writer
 
 
 def _last_words(request: web.Request, error: BaseException) -> bytes:

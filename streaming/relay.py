@@ -7,6 +7,7 @@ stream that ends without being complete ends in `UpstreamFailed`.
 """
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from multidict import CIMultiDictProxy
@@ -19,8 +20,9 @@ from streaming.event_stages import (
     ScrubbedEvents,
     VerbatimEvents,
 )
-from streaming.failures import UpstreamFailed
+from streaming.failures import UpstreamFailed, UpstreamRefused
 from streaming.json_codec import decode_json, encode_json
+from streaming.upstream_errors import error_text
 from streaming.upstream_group import Data, UpstreamGroup
 from streaming.upstream_reply import UpstreamReply
 
@@ -71,6 +73,17 @@ class Relayed:
     @property
     def status(self) -> int:
         return self.reply.status
+
+    def no_stream(self) -> UpstreamFailed:
+        """The error for who was promised a stream, and has begun to read it."""
+        said = ""
+        if self.status >= 400 and self.whole is not None:
+            with suppress(ValueError):
+                said = f": {error_text(decode_json(self.whole))}"
+        return UpstreamRefused(
+            f"The upstream answered with status {self.status} and no stream{said}",
+            upstream_status=self.status,
+        )
 
     async def event_pieces(self) -> AsyncIterator[bytes]:
         """Whole events, some at a time. Raises UpstreamFailed."""

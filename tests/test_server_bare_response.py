@@ -74,7 +74,7 @@ async def test_a_stream(gateway: Gateway) -> None:
     raw = await exchange(gateway, request(True), b"\r\n0\r\n\r\n")
     head, _, frames = raw.partition(b"\r\n\r\n")
     assert DATE.sub(b"", head + b"\r\n") == (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nx-request-id: mine\r\n"
+        b"HTTP/1.1 200 OK\r\nx-request-id: mine\r\nContent-Type: text/event-stream\r\n"
         b"Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\n"
         b"Transfer-Encoding: chunked\r\n"
     )
@@ -170,6 +170,81 @@ async def test_heartbeats_stand_between_events_while_the_upstream_is_silent(
     blocks = payload.split(b"\n\n")
     assert blocks.count(b": ping") >= 2
     assert [block + b"\n\n" for block in blocks if block not in (b": ping", b"")] == EVENTS
+
+
+LATE: dict[str, tuple[web.Response | None, bytes]] = {
+    # what a slow upstream answers in the end, None for a stream; what the client's stream ends with
+    "a stream": (None, EVENTS[1] + EVENTS[2]),
+    "an error": (
+        web.Response(status=500, text='{"error": {"message": "no memory"}}'),
+        b"status 500 and no stream: no memory",
+    ),
+    "JSON": (web.json_response({"object": "chat.completion"}), b"status 200 and no stream"),
+    "a large error": (web.Response(status=500, body=b"x" * (2 << 20)), b"status 500 and no stream"),
+    "a redirect": (web.Response(status=302, headers={"Location": "/"}), b"redirect"),
+}
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("model", ["up/model", "up/model-nothink"])
+@pytest.mark.parametrize("kind", LATE)
+async def test_a_stream_begins_with_a_heartbeat_where_the_upstream_takes_its_time(
+    upstream: FakeUpstream, make_gateway: MakeGateway, kind: str, model: str, version: str
+) -> None:
+    answer, end = LATE[kind]
+    seen = asyncio.Event()
+
+    async def handler(asked: web.Request) -> web.StreamResponse:
+        await seen.wait()
+        if answer is not None:
+            return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(asked)
+        await response.write(b"".join(EVENTS))
+        return response
+
+    upstream.handler = handler
+    gateway = await make_gateway(heartbeat_seconds=0.05)
+    host, port = gateway.base.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    async with asyncio.timeout(20):
+        writer.write(request(True, "Connection: close", version=version, model=model))
+        head = await reader.readuntil(b"\r\n\r\n")
+        raw = await reader.readuntil(b": ping\n\n")
+        raw += await reader.readuntil(b": ping\n\n")
+        seen.set()
+        raw += await reader.read()
+    writer.close()
+    assert head.startswith(f"HTTP/{version} 200 OK\r\n".encode())
+    assert b"\r\nx-request-id: mine\r\n" in head
+    if version == "1.1":
+        assert raw.endswith(b"\r\n0\r\n\r\n")
+        raw = payload_of(raw.removesuffix(b"0\r\n\r\n"))
+    blocks = [block + b"\n\n" for block in raw.split(b"\n\n")[:-1] if block != b": ping"]
+    assert blocks[-1] == b"data: [DONE]\n\n"
+    if answer is None:
+        assert blocks == EVENTS
+    else:
+        error, _ = blocks
+        assert end in error
+        assert json.loads(error.removeprefix(b"data: "))["error"]["type"] == "server_error"
+
+
+async def test_what_fails_after_a_heartbeat_is_an_event(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    async def handler(asked: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    upstream.handler = handler
+    gateway = await make_gateway(heartbeat_seconds=0.05, relay_first_byte_seconds=0.5)
+    raw = await exchange(gateway, request(True), b"\r\n0\r\n\r\n")
+    payload = payload_of(raw.partition(b"\r\n\r\n")[2].removesuffix(b"0\r\n\r\n"))
+    *pings, error, done, rest = payload.split(b"\n\n")
+    assert set(pings) == {b": ping"}
+    assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
+    assert (done, rest) == (b"data: [DONE]", b"")
 
 
 async def test_no_heartbeat_comes_while_events_do(
