@@ -6,6 +6,7 @@ the client's HTTP library reports.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
 
 from aiohttp import web
@@ -15,7 +16,8 @@ from server.chat_wire import DONE, error_event
 from server.direct_reply import DirectReply
 from server.drain import counted, refuse_when_draining
 from server.errors import error_object, unexpected
-from server.keys import OUTCOME, REQUEST_ID, SETTINGS, SUPERVISOR
+from server.keys import OUTCOME, REQUEST_COUNTS, REQUEST_ID, SETTINGS, SUPERVISOR
+from server.metered_reply import metered
 from server.sse_writer import SseWriter
 from streaming.failures import Draining, SmolgateError
 from streaming.relay import Relayed, RelayedEvents, ScrubOptions, relay
@@ -50,6 +52,7 @@ async def _send(
 ) -> web.StreamResponse:
     if request.query_string:
         path = f"{path}?{request.query_string}"
+    began = time.monotonic()
     async with relay(
         upstream,
         request.method,
@@ -59,6 +62,8 @@ async def _send(
         scrub=scrub,
         finishes=finishes,
     ) as relayed:
+        request.app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
+        relayed = metered(request, relayed)
         relayed.headers["x-request-id"] = request[REQUEST_ID]
         if relayed.events is not None:
             return await _send_events(request, relayed, relayed.events)

@@ -106,6 +106,13 @@ class Upstreams:
     def states(self) -> dict[str, State]:
         return {known.options.name: known.breaker.state for known in self._known}
 
+    def exchanges(self) -> dict[str, tuple[int, int]]:
+        """How many exchanges with each upstream went well, and how many did not."""
+        return {
+            known.options.name: (known.breaker.succeeded_total, known.breaker.failed_total)
+            for known in self._known
+        }
+
     async def ids(self) -> list[str]:
         """All ids: those written down, and what upstreams with prefixes have; each with `-nothink`."""
         lists = await asyncio.gather(*(known.models.ids() for known in self._known))

@@ -1,0 +1,154 @@
+"""Images given by address → their bytes, from public addresses alone.
+
+In: http and https URLs that a caller sent. Out: images, or `InvalidRequest`. Where a connection goes is
+looked at as it is made, the first and after each redirect: the name was resolved, and to that address and no
+other it is connected, so that a second look-up cannot lead elsewhere.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from server.keys import IMAGE_FETCH, SETTINGS
+from streaming.failures import InvalidRequest
+from streaming.run_spec import Image
+
+MAX_IMAGES = 16
+MAX_IMAGE_BYTES = 10 << 20
+MAX_REDIRECTS = 3
+FETCH_SECONDS = 15.0
+MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# Addresses that carry an IPv4 address within: NAT64, 6to4, and IPv4-compatible ones.
+_WRAPPED = tuple(
+    map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/96"))
+)
+
+
+def is_public(text: str) -> bool:
+    """Whether an address is one that anybody on the internet could reach."""
+    try:
+        address: Address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        elif address.teredo is not None or any(address in network for network in _WRAPPED):
+            return False
+    return address.is_global and not address.is_multicast
+
+
+class AddressRefused(OSError):
+    """A connection would have led to an address that is not public."""
+
+
+class ImageFetch:
+    """Fetches images. `is_allowed` says of an IP address, as text, whether it may be connected to."""
+
+    def __init__(
+        self,
+        *,
+        is_allowed: Callable[[str], bool] = is_public,
+        resolver: aiohttp.abc.AbstractResolver | None = None,
+        seconds: float = FETCH_SECONDS,
+        max_bytes: int = MAX_IMAGE_BYTES,
+    ) -> None:
+        self._is_allowed = is_allowed
+        self._max_bytes = max_bytes
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                socket_factory=self._socket, resolver=resolver, force_close=True, limit=MAX_IMAGES
+            ),
+            timeout=aiohttp.ClientTimeout(total=seconds),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept": ", ".join(sorted(MEDIA_TYPES)), "Accept-Encoding": "identity"},
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def fetch_all(self, urls: Mapping[str, str]) -> dict[str, Image]:
+        """The images of these URLs; each comes with the field that holds it. Raises InvalidRequest."""
+        if len(urls) > MAX_IMAGES:
+            raise InvalidRequest(f"At most {MAX_IMAGES} images may be given by address.")
+        async with _group() as group:
+            tasks = {url: group.create_task(self._fetch(url, where)) for url, where in urls.items()}
+        return {url: task.result() for url, task in tasks.items()}
+
+    async def _fetch(self, url: str, where: str) -> Image:
+        address = _checked(url, where)
+        try:
+            async with self._session.get(address, max_redirects=MAX_REDIRECTS) as response:
+                if response.status != 200:
+                    raise _refused(f"was answered with status {response.status}", where)
+                if response.content_type not in MEDIA_TYPES:
+                    raise _refused("is no PNG, JPEG, WebP or GIF image", where)
+                if "Content-Encoding" in response.headers:
+                    raise _refused("came compressed, though it was not asked to", where)
+                return Image(response.content_type, await self._read(response, where))
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            # One message for all: what is behind this server is not the caller's to explore.
+            raise _refused("could not be fetched", where) from None
+
+    async def _read(self, response: aiohttp.ClientResponse, where: str) -> bytes:
+        body = bytearray()
+        async for data in response.content.iter_any():
+            body += data
+            if len(body) > self._max_bytes:
+                raise _refused(f"is larger than {self._max_bytes} bytes", where)
+        return bytes(body)
+
+    def _socket(self, info: Sequence[Any]) -> socket.socket:
+        """aiohttp asks for a socket per address that it is about to connect to."""
+        family, kind, protocol, _, address = info
+        if not self._is_allowed(address[0]):
+            raise AddressRefused(f"{address[0]} is not a public address")
+        made = socket.socket(family, kind, protocol)
+        made.setblocking(False)
+        return made
+
+
+def _checked(url: str, where: str) -> URL:
+    try:
+        address = URL(url)
+    except ValueError:
+        raise _refused("is no URL", where) from None
+    if address.scheme not in {"http", "https"} or not address.host:
+        raise _refused("is no http or https URL", where)
+    if address.user or address.password:
+        raise _refused("holds credentials, which are not sent", where)
+    return address
+
+
+def _refused(why: str, where: str) -> InvalidRequest:
+    return InvalidRequest(f"An image's address {why}.", param=where)
+
+
+class _group(asyncio.TaskGroup):
+    """A TaskGroup whose first error leaves as itself."""
+
+    async def __aexit__(self, *args: Any) -> None:
+        try:
+            await super().__aexit__(*args)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+
+async def image_fetch(app: web.Application) -> AsyncIterator[None]:
+    """The means to fetch images, where the settings allow it."""
+    if not app[SETTINGS].image_urls:
+        yield
+        return
+    app[IMAGE_FETCH] = ImageFetch()
+    yield
+    await app[IMAGE_FETCH].close()
