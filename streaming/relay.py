@@ -36,7 +36,10 @@ NOT_RELAYED_UP = frozenset(
 )
 NOT_RELAYED_DOWN = frozenset(
     "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
-    "transfer-encoding upgrade set-cookie server date alt-svc".split()
+    "transfer-encoding upgrade set-cookie server date alt-svc "
+    # Which web pages may read a reply is for this server to say.
+    "access-control-allow-origin access-control-allow-credentials access-control-expose-headers "
+    "access-control-allow-methods access-control-allow-headers access-control-max-age".split()
 )
 # Bodies up to this size are read whole: a reply that breaks off is then an error, not half a reply.
 MAX_WHOLE_BYTES = 1 << 20
