@@ -6,15 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from conftest import FakeUpstream, MakeGateway, chunk, raw_reply, scripted, until
-from server_process import ROOT, server_process
+from server_process import ROOT, server_process, status_of
 
 from server.api_keys import ApiKey, KeyHolder, KeyRing, digest_of, keys_of_file, load_keys
 from server.keys import KEY_RING
@@ -310,16 +308,6 @@ def test_a_key_in_both_settings_is_refused(tmp_path: Path) -> None:
         make_settings(api_keys=("same",), api_keys_file=path, upstream_base="http://up/v1")
 
 
-def status_of(url: str, key: str) -> int:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            status: int = response.status
-            return status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 def test_sighup_reads_the_keys_again_and_a_new_key_comes_from_one_command(tmp_path: Path) -> None:
     made = subprocess.run(
         [sys.executable, "-m", "server.new_key", "alice"],
@@ -335,15 +323,15 @@ def test_sighup_reads_the_keys_again_and_a_new_key_comes_from_one_command(tmp_pa
     path.write_text('[{"key": "old"}]')
     with server_process(API_KEYS_FILE=str(path)) as server:
         url = f"{server.base}/v1/models"
-        assert (status_of(url, "old"), status_of(url, key)) == (200, 401)
+        assert (status_of(url, key="old"), status_of(url, key=key)) == (200, 401)
         path.write_text(json.dumps([entry]))
         server.process.send_signal(signal.SIGHUP)
         server.line_with("API keys read again: 1")
-        assert (status_of(url, "old"), status_of(url, key)) == (401, 200)
+        assert (status_of(url, key="old"), status_of(url, key=key)) == (401, 200)
         path.write_text("[{]")
         server.process.send_signal(signal.SIGHUP)
         assert "the keys stay as they were" in server.line_with("API_KEYS_FILE")
-        assert status_of(url, key) == 200
+        assert status_of(url, key=key) == 200
         assert server.stop() == 0
         assert any("GET /v1/models 200" in line and "key=alice" in line for line in server.lines)
         assert key not in "\n".join(server.lines)
