@@ -45,8 +45,8 @@ def _run(settings: Settings) -> int:
         return 2
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            with tracing(settings) as also:
-                runner.run(serve(settings, agents, also=also))
+            with tracing(settings):
+                runner.run(serve(settings, agents))
         except BadSetting as error:
             print(f"smolgate: {error}", file=sys.stderr)
             return 2

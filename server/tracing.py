@@ -10,32 +10,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from aiohttp import web
-
 from server import __version__
 from server.setting_values import BadSetting
 from server.settings import Settings
 from streaming.loop_model import LoopModel
 
-Also = Callable[[web.Application], None]
 TRACES_PATH = "/v1/traces"
 
 
 @contextmanager
-def tracing(settings: Settings) -> Iterator[Also | None]:
-    """Trace while inside, if the settings ask for it; yields what is to be done to the application.
+def tracing(settings: Settings) -> Iterator[None]:
+    """Trace the applications that are made while inside, if the settings ask for it.
 
     What is left to be sent is sent at the end. Raises BadSetting where the extra is not installed.
     """
     if settings.otlp_endpoint is None:
-        yield None
+        yield
         return
     try:
         from openinference.instrumentation import TraceConfig
         from openinference.instrumentation.smolagents import SmolagentsInstrumentor
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
-        from opentelemetry.instrumentation.aiohttp_server import create_aiohttp_middleware
+        from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -53,19 +50,22 @@ def tracing(settings: Settings) -> Iterator[Also | None]:
     provider.add_span_processor(BatchSpanProcessor(safe))
     hidden = not settings.trace_content
     config = TraceConfig(hide_inputs=hidden, hide_outputs=hidden)
-    smolagents, client = SmolagentsInstrumentor(), AioHttpClientInstrumentor()
-    smolagents.instrument(tracer_provider=provider, config=config)
-    client.instrument(tracer_provider=provider)
+    instrumentors = (
+        SmolagentsInstrumentor(),
+        AioHttpClientInstrumentor(),
+        AioHttpServerInstrumentor(),
+    )
+    for instrumentor in instrumentors:
+        instrumentor.instrument(tracer_provider=provider, config=config)
     untrace = _trace_loop_model(
         provider.get_tracer("smolgate"), with_content=settings.trace_content
     )
-    middleware = create_aiohttp_middleware(tracer_provider=provider)
     try:
-        yield lambda app: app.middlewares.insert(0, middleware)
+        yield
     finally:
         untrace()
-        client.uninstrument()
-        smolagents.uninstrument()
+        for instrumentor in instrumentors:
+            instrumentor.uninstrument()
         provider.shutdown()
 
 
