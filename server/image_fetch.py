@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -20,7 +21,6 @@ from streaming.failures import InvalidRequest
 from streaming.run_spec import Image
 
 MAX_IMAGES = 16
-MAX_IMAGE_BYTES = 10 << 20
 MAX_REDIRECTS = 3
 FETCH_SECONDS = 15.0
 MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
@@ -50,16 +50,26 @@ class AddressRefused(OSError):
     """A connection would have led to an address that is not public."""
 
 
+@dataclass
+class _Budget:
+    """What the images of one request may still take."""
+
+    bytes_left: int
+
+
 class ImageFetch:
-    """Fetches images. `is_allowed` says of an IP address, as text, whether it may be connected to."""
+    """Fetches images. `is_allowed` says of an IP address, as text, whether it may be connected to.
+
+    `max_bytes` bounds all images of one request together.
+    """
 
     def __init__(
         self,
         *,
-        is_allowed: Callable[[str], bool] = is_public,
+        is_allowed: Callable[[str], bool],
+        max_bytes: int,
         resolver: aiohttp.abc.AbstractResolver | None = None,
         seconds: float = FETCH_SECONDS,
-        max_bytes: int = MAX_IMAGE_BYTES,
     ) -> None:
         self._is_allowed = is_allowed
         self._max_bytes = max_bytes
@@ -81,11 +91,15 @@ class ImageFetch:
         """The images of these URLs; each comes with the field that holds it. Raises InvalidRequest."""
         if len(urls) > MAX_IMAGES:
             raise InvalidRequest(f"At most {MAX_IMAGES} images may be given by address.")
+        budget = _Budget(self._max_bytes)
         async with _group() as group:
-            tasks = {url: group.create_task(self._fetch(url, where)) for url, where in urls.items()}
+            tasks = {
+                url: group.create_task(self._fetch(url, where, budget))
+                for url, where in urls.items()
+            }
         return {url: task.result() for url, task in tasks.items()}
 
-    async def _fetch(self, url: str, where: str) -> Image:
+    async def _fetch(self, url: str, where: str, budget: _Budget) -> Image:
         address = _checked(url, where)
         try:
             async with self._session.get(address, max_redirects=MAX_REDIRECTS) as response:
@@ -95,18 +109,10 @@ class ImageFetch:
                     raise _refused("is no PNG, JPEG, WebP or GIF image", where)
                 if "Content-Encoding" in response.headers:
                     raise _refused("came compressed, though it was not asked to", where)
-                return Image(response.content_type, await self._read(response, where))
+                return Image(response.content_type, await _read(response, where, budget))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             # One message for all: what is behind this server is not the caller's to explore.
             raise _refused("could not be fetched", where) from None
-
-    async def _read(self, response: aiohttp.ClientResponse, where: str) -> bytes:
-        body = bytearray()
-        async for data in response.content.iter_any():
-            body += data
-            if len(body) > self._max_bytes:
-                raise _refused(f"is larger than {self._max_bytes} bytes", where)
-        return bytes(body)
 
     def _socket(self, info: Sequence[Any]) -> socket.socket:
         """aiohttp asks for a socket per address that it is about to connect to."""
@@ -116,6 +122,16 @@ class ImageFetch:
         made = socket.socket(family, kind, protocol)
         made.setblocking(False)
         return made
+
+
+async def _read(response: aiohttp.ClientResponse, where: str, budget: _Budget) -> bytes:
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        budget.bytes_left -= len(data)
+        if budget.bytes_left < 0:
+            raise _refused("makes the images of this request too large", where)
+    return bytes(body)
 
 
 def _checked(url: str, where: str) -> URL:
@@ -149,6 +165,6 @@ async def image_fetch(app: web.Application) -> AsyncIterator[None]:
     if not app[SETTINGS].image_urls:
         yield
         return
-    app[IMAGE_FETCH] = ImageFetch()
+    app[IMAGE_FETCH] = ImageFetch(is_allowed=is_public, max_bytes=app[SETTINGS].max_body_bytes)
     yield
     await app[IMAGE_FETCH].close()
