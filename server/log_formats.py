@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 
 import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
 
 ACCESS_LOGGER = "server.access"
 HIDDEN = "(hidden)"
@@ -82,6 +83,20 @@ def _escaped(character: str) -> str:
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
 
 
+class BadRequestFilter(logging.Filter):
+    """aiohttp logs a request that is no HTTP with a traceback that quotes it, credentials and all: anybody
+    could fill the log. What is left is one line that says what kind of fault it was."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            record.msg = f"a request that is no HTTP was refused: {type(error).__name__}"
+            record.args = ()
+            record.exc_info = None
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return record.levelno >= logging.getLogger().level
+
+
 FORMATTERS = {"text": LineFormatter, "json": JsonFormatter}
 
 
@@ -90,3 +105,4 @@ def start_logging(level: str, log_format: str, secrets: Iterable[str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FORMATTERS[log_format](secrets))
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("aiohttp.server").addFilter(BadRequestFilter())

@@ -32,13 +32,13 @@ PNG = png()
 class Site:
     """A web site on one address, which counts who connects."""
 
-    def __init__(self, address: str, handler: Callable[[web.Request], Any]) -> None:
+    def __init__(self, address: str, handler: Callable[[web.BaseRequest], Any]) -> None:
         self.address = address
         self.handler = handler
-        self.requests: list[web.Request] = []
+        self.requests: list[web.BaseRequest] = []
         self.port = 0
 
-    async def serve(self, request: web.Request) -> web.StreamResponse:
+    async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests.append(request)
         response: web.StreamResponse = await self.handler(request)
         return response
@@ -48,7 +48,7 @@ class Site:
 
 
 @asynccontextmanager
-async def site(address: str, handler: Callable[[web.Request], Any]) -> AsyncIterator[Site]:
+async def site(address: str, handler: Callable[[web.BaseRequest], Any]) -> AsyncIterator[Site]:
     made = Site(address, handler)
     runner = web.ServerRunner(
         web.Server(made.serve), handler_cancellation=True, shutdown_timeout=0.1
@@ -62,7 +62,7 @@ async def site(address: str, handler: Callable[[web.Request], Any]) -> AsyncIter
         await runner.cleanup()
 
 
-async def picture(request: web.Request) -> web.Response:
+async def picture(request: web.BaseRequest) -> web.Response:
     return web.Response(body=PNG, content_type="image/png")
 
 
@@ -71,7 +71,8 @@ async def make_fetch() -> AsyncIterator[Callable[..., ImageFetch]]:
     async with AsyncExitStack() as stack:
 
         def make(**options: Any) -> ImageFetch:
-            fetch = ImageFetch(**({"is_allowed": HERE.__eq__, "max_bytes": 1 << 20} | options))
+            defaults: dict[str, Any] = {"is_allowed": HERE.__eq__, "max_bytes": 1 << 20}
+            fetch = ImageFetch(**defaults | options)
             stack.push_async_callback(fetch.close)
             return fetch
 
@@ -167,7 +168,7 @@ async def test_a_redirect_is_looked_at_anew(
             "scheme": "file:///etc/passwd",
         }[target]
 
-        async def redirect(request: web.Request) -> web.Response:
+        async def redirect(request: web.BaseRequest) -> web.Response:
             raise web.HTTPFound(to)
 
         async with site(HERE, redirect) as outside:
@@ -178,7 +179,7 @@ async def test_a_redirect_is_looked_at_anew(
 
 
 async def test_redirects_end(make_fetch: Callable[..., ImageFetch]) -> None:
-    async def around(request: web.Request) -> web.Response:
+    async def around(request: web.BaseRequest) -> web.Response:
         raise web.HTTPFound("/again")
 
     async with site(HERE, around) as there:
@@ -191,7 +192,7 @@ async def test_an_image_that_is_too_large_is_given_up_at_the_limit(
 ) -> None:
     written = 0
 
-    async def endless(request: web.Request) -> web.StreamResponse:
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
         nonlocal written
         response = web.StreamResponse(headers={"Content-Type": "image/png"})
         await response.prepare(request)
@@ -215,7 +216,7 @@ async def test_many_images_are_too_large_together(make_fetch: Callable[..., Imag
 async def test_an_image_that_takes_too_long_is_given_up(
     make_fetch: Callable[..., ImageFetch],
 ) -> None:
-    async def drip(request: web.Request) -> web.StreamResponse:
+    async def drip(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "image/png"})
         await response.prepare(request)
         while True:
@@ -239,7 +240,7 @@ async def test_an_image_that_takes_too_long_is_given_up(
 async def test_what_is_no_image_is_refused(
     make_fetch: Callable[..., ImageFetch], headers: dict[str, str], status: int, said: str
 ) -> None:
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.BaseRequest) -> web.Response:
         return web.Response(body=PNG, headers=headers, status=status)
 
     async with site(HERE, answer) as there:
