@@ -49,6 +49,12 @@ torture: .venv/.tests ## run the worst code that a model can write, and print wh
 soak: .venv/.tests ## ten minutes of mixed load; memory stays flat and nothing is lost
 	$(BIN)/python -m bench.supervision soak
 
+.PHONY: audit
+audit: .venv/.tests ## compare the pinned packages with the known vulnerabilities; needs PyPI's JSON API
+	$(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 .PHONY: pins
 pins: ## pin what is installed now, after an upgrade that passed its tests
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^smolgate' > constraints.txt

@@ -76,12 +76,17 @@ def status_of(url: str, *, key: str, body: object = None) -> int:
 
 @contextmanager
 def server_process(*flags: str, **environment: str) -> Iterator[ServerProcess]:
-    """`python -m server`, listening; without an upstream that answers unless one is given."""
+    """`python -m server`, listening; without an upstream that answers unless one is given.
+
+    `PYTHONPATH` adds to where it finds its agents' modules.
+    """
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     defaults = {"UPSTREAM_OPENAI_BASE": "http://127.0.0.1:1/v1", "JAIL": "off"}
+    folders = str(ROOT), str(ROOT / "tests"), environment.pop("PYTHONPATH", "")
+    modules = os.pathsep.join(filter(None, folders))
     with subprocess.Popen(
         [sys.executable, "-m", "server", "--port", "0", *flags],
-        env=kept | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"} | defaults | environment,
+        env=kept | {"PYTHONPATH": modules} | defaults | environment,
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
