@@ -10,6 +10,7 @@ import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -19,10 +20,12 @@ from yarl import URL
 from server.keys import IMAGE_FETCH, SETTINGS
 from streaming.failures import InvalidRequest
 from streaming.run_spec import Image
+from streaming.runners.daemon_pool import DaemonThreadPool
 
 MAX_IMAGES = 16
 MAX_REDIRECTS = 3
 FETCH_SECONDS = 15.0
+RESOLVING_THREADS = 4
 MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -68,11 +71,12 @@ class ImageFetch:
         *,
         is_allowed: Callable[[str], bool],
         max_bytes: int,
-        resolver: aiohttp.abc.AbstractResolver | None = None,
+        resolver: aiohttp.abc.AbstractResolver,
         seconds: float = FETCH_SECONDS,
     ) -> None:
         self._is_allowed = is_allowed
         self._max_bytes = max_bytes
+        self._resolver = resolver
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 socket_factory=self._socket, resolver=resolver, force_close=True, limit=MAX_IMAGES
@@ -86,17 +90,21 @@ class ImageFetch:
 
     async def close(self) -> None:
         await self._session.close()
+        await self._resolver.close()
 
     async def fetch_all(self, urls: Mapping[str, str]) -> dict[str, Image]:
         """The images of these URLs; each comes with the field that holds it. Raises InvalidRequest."""
         if len(urls) > MAX_IMAGES:
             raise InvalidRequest(f"At most {MAX_IMAGES} images may be given by address.")
         budget = _Budget(self._max_bytes)
-        async with _group() as group:
-            tasks = {
-                url: group.create_task(self._fetch(url, where, budget))
-                for url, where in urls.items()
-            }
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    url: group.create_task(self._fetch(url, where, budget))
+                    for url, where in urls.items()
+                }
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         return {url: task.result() for url, task in tasks.items()}
 
     async def _fetch(self, url: str, where: str, budget: _Budget) -> Image:
@@ -150,14 +158,34 @@ def _refused(why: str, where: str) -> InvalidRequest:
     return InvalidRequest(f"An image's address {why}.", param=where)
 
 
-class _group(asyncio.TaskGroup):
-    """A TaskGroup whose first error leaves as itself."""
+class OwnThreadsResolver(aiohttp.abc.AbstractResolver):
+    """Resolves names in threads of its own: names that callers made up may be slow, and the loop's own
+    threads resolve the upstreams'."""
 
-    async def __aexit__(self, *args: Any) -> None:
-        try:
-            await super().__aexit__(*args)
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+    def __init__(self) -> None:
+        self._threads = DaemonThreadPool(RESOLVING_THREADS)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[aiohttp.abc.ResolveResult]:
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._threads,
+            partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM),
+        )
+        return [
+            {
+                "hostname": host,
+                "host": str(address[0]),
+                "port": port,
+                "family": kind,
+                "proto": protocol,
+                "flags": socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            }
+            for kind, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False)
 
 
 async def image_fetch(app: web.Application) -> AsyncIterator[None]:
@@ -165,6 +193,10 @@ async def image_fetch(app: web.Application) -> AsyncIterator[None]:
     if not app[SETTINGS].image_urls:
         yield
         return
-    app[IMAGE_FETCH] = ImageFetch(is_allowed=is_public, max_bytes=app[SETTINGS].max_body_bytes)
+    app[IMAGE_FETCH] = ImageFetch(
+        is_allowed=is_public,
+        resolver=OwnThreadsResolver(),
+        max_bytes=app[SETTINGS].max_body_bytes,
+    )
     yield
     await app[IMAGE_FETCH].close()

@@ -49,7 +49,10 @@ class LineFormatter(logging.Formatter):
             text = text.replace(secret, HIDDEN)
         if "earer" in text.lower():
             text = _BEARER.sub(rf"\1{HIDDEN}", text)
-        return text if text.isprintable() else text.translate(_CONTROL)
+        if text.isprintable():
+            return text
+        # Half a character cannot be written.
+        return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
 
 
 class JsonFormatter(LineFormatter):

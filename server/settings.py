@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from sanitize.think import Mode
 from server.api_keys import hashed, load_keys
@@ -123,8 +124,10 @@ class Settings:
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
     """What must appear in no log."""
-    tokens = (options.token for options in settings.upstream_options())
-    return tuple(token for token in tokens if token)
+    known = settings.upstream_options()
+    tokens = [options.token for options in known]
+    passwords = [urlsplit(options.base).password for options in known if options.base]
+    return tuple(secret for secret in (*tokens, *passwords) if secret)
 
 
 def make_settings(**values: Any) -> Settings:

@@ -14,7 +14,7 @@ from conftest import FakeUpstream, MakeGateway
 from PIL import Image as PillowImage
 
 from server import image_fetch
-from server.image_fetch import MAX_IMAGES, ImageFetch, is_public
+from server.image_fetch import MAX_IMAGES, ImageFetch, OwnThreadsResolver, is_public
 from streaming.failures import InvalidRequest
 
 HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"  # both are this machine; tests allow the first alone
@@ -71,7 +71,11 @@ async def make_fetch() -> AsyncIterator[Callable[..., ImageFetch]]:
     async with AsyncExitStack() as stack:
 
         def make(**options: Any) -> ImageFetch:
-            defaults: dict[str, Any] = {"is_allowed": HERE.__eq__, "max_bytes": 1 << 20}
+            defaults: dict[str, Any] = {
+                "is_allowed": HERE.__eq__,
+                "max_bytes": 1 << 20,
+                "resolver": OwnThreadsResolver(),
+            }
             fetch = ImageFetch(**defaults | options)
             stack.push_async_callback(fetch.close)
             return fetch

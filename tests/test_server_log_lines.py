@@ -183,7 +183,7 @@ def test_every_outcome_is_a_known_word() -> None:
     assert outcome_of(429, "queue_full") == "refused"
 
 
-FORGED = 'x\n2026-01-01 00:00:00 INFO forged\r\x1b[31m"\u2028\x85\u202e'
+FORGED = 'x\n2026-01-01 00:00:00 INFO forged\r\x1b[31m"\u2028\x85\u202e\udcff'
 
 
 def record(text: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
@@ -197,6 +197,7 @@ def test_a_message_stays_one_line(formatter: logging.Formatter) -> None:
     assert len(line.splitlines()) == 1
     assert "\x1b" not in line
     assert "\u202e" not in line
+    line.encode()
 
 
 @pytest.mark.parametrize("formatter", [LineFormatter(), JsonFormatter()])
