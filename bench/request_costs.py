@@ -7,8 +7,9 @@ import sys
 import timeit
 from collections.abc import Callable
 
-from server.access_line import access_json, access_text
-from server.api_keys import ApiKey, KeyRing, digest_of
+from server.access_line import RequestEnd, access_json, access_text, plain
+from server.api_keys import digest_of
+from server.key_ring import ApiKey, KeyRing
 from server.outcomes import outcome_of
 from server.request_counts import RequestCounts
 
@@ -42,21 +43,15 @@ def main() -> int:
         counts.note("/v1/chat/completions", 200, outcome_of(200, None), 0.3)
 
     ids = ("req-" + "a" * 24, "chatcmpl-" + "b" * 28, "mine")
+
+    def ended() -> RequestEnd:
+        return RequestEnd("POST", plain("/v1/chat/completions"), 200, 0.3, "ok", *ids)
+
     costs = {
         "key": ("a key, one of 1000, with limits", microseconds(check)),
         "counters": ("counters", microseconds(count)),
-        "line": (
-            "the line, text",
-            microseconds(
-                lambda: access_text("POST", "/v1/chat/completions", 200, 0.3, "ok", *ids, None)
-            ),
-        ),
-        "line json": (
-            "the line, JSON",
-            microseconds(
-                lambda: access_json("POST", "/v1/chat/completions", 200, 0.3, "ok", *ids, None)
-            ),
-        ),
+        "line": ("the line, text", microseconds(lambda: access_text(ended()))),
+        "line json": ("the line, JSON", microseconds(lambda: access_json(ended()))),
     }
     missed = 0
     for name, (told, cost) in costs.items():

@@ -9,12 +9,13 @@ from functools import partial
 from aiohttp import web
 
 from server import chat, health, metrics, models, parts, relay_routes, runs
-from server.api_keys import KeyRing, load_keys
+from server.api_keys import load_keys
 from server.auth import auth_middleware
 from server.cors import allow_origins
 from server.errors import error_middleware
 from server.finished_runs import FinishedRuns
 from server.image_fetch import image_fetch
+from server.key_ring import KeyRing
 from server.keys import (
     AGENTS,
     CODE_IMPORTS,

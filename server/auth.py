@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from server.api_keys import KeyHolder
+from server.key_ring import KeyHolder
 from server.keys import API_KEY, KEY_HOLDER, KEY_RING, REQUEST_COUNTS, SETTINGS, TOKEN_METER
 from streaming.failures import Forbidden
 

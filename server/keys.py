@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from server.api_keys import KeyHolder, KeyRing
 from server.finished_runs import FinishedRuns
 from server.idempotency import Replays
+from server.key_ring import KeyHolder, KeyRing
 from server.request_counts import RequestCounts
 from server.settings import Settings
 from server.upstreams import Upstreams

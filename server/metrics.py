@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from server.auth import allow_metrics
-from server.keys import JAIL_POOL, LOOP_LAG, REQUEST_COUNTS, SUPERVISOR, UPSTREAMS
+from server.keys import JAIL_POOL, LOOP_LAG, RELAYS, REQUEST_COUNTS, SUPERVISOR, UPSTREAMS
 from streaming.histogram import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -82,6 +82,9 @@ class AppCollector(Collector):
             "From a relayed request to the head of the upstream's reply.",
             counts.first_byte_seconds,
         )
+
+        relays = len(self._app[RELAYS])
+        yield _gauge("smolgate_relays", "Relayed requests under way.", relays)
 
     def _runs(self) -> Iterator[Metric]:
         supervisor = self._app[SUPERVISOR]

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from server.access_line import ACCESS_LINES
+from server.access_line import ACCESS_LINES, RequestEnd, plain
 from server.keys import API_KEY, OUTCOME, REQUEST_COUNTS, REQUEST_ID, RUN_ID, SETTINGS
 from server.outcomes import CLIENT_GONE, outcome_of
 from server.sse_writer import ClientStalled
@@ -50,6 +50,8 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
         outcome = outcome_of(status, code)
         request.app[REQUEST_COUNTS].note(path, status, outcome, seconds)
         if log.isEnabledFor(logging.INFO):
-            line = ACCESS_LINES[request.app[SETTINGS].log_format]
             ids = request_id, request.get(RUN_ID), request.get(API_KEY)
-            log.info("%s", line(request.method, path, status, seconds, outcome, *ids, code))
+            end = RequestEnd(
+                request.method, plain(path), status, round(seconds, 6), outcome, *ids, code
+            )
+            log.info("%s", ACCESS_LINES[request.app[SETTINGS].log_format](end))

@@ -14,7 +14,8 @@ from aiohttp import web
 from conftest import FakeUpstream, MakeGateway, chunk, raw_reply, scripted, until
 from server_process import ROOT, server_process, status_of
 
-from server.api_keys import ApiKey, KeyHolder, KeyRing, digest_of, keys_of_file, load_keys
+from server.api_keys import digest_of, keys_of_file, load_keys
+from server.key_ring import ApiKey, KeyHolder, KeyRing
 from server.keys import KEY_RING
 from server.setting_values import BadSetting
 from server.settings import make_settings, read_settings

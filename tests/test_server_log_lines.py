@@ -13,7 +13,7 @@ from aiohttp import web
 from conftest import FakeUpstream, Gateway, MakeGateway, raw_reply, scripted, until
 from server_process import server_process, status_of
 
-from server.access_line import access_json, access_text
+from server.access_line import RequestEnd, access_json, access_text, plain
 from server.keys import SUPERVISOR
 from server.log_formats import JsonFormatter, LineFormatter
 from server.outcomes import OUTCOMES, outcome_of
@@ -221,10 +221,10 @@ def test_secrets_are_hidden_wherever_they_come_up(make: type[LineFormatter]) -> 
 
 
 def test_a_path_is_printable_ascii_in_both_formats() -> None:
-    rest = (200, 0.5, "ok", "req-1", None, None, None)
-    path = '/a"\u2028\udcff\x7f'
-    assert access_text("GET", path, *rest) == 'GET /a"\\u2028\\udcff\\u007f 200 0.500s ok req-1'
-    assert json.loads("{" + access_json("GET", path, *rest) + "}")["path"].isascii()
+    path = plain('/a"\u2028\udcff\x7f')
+    end = RequestEnd("GET", path, 200, 0.5, "ok", "req-1")
+    assert access_text(end) == 'GET /a"\\u2028\\udcff\\u007f 200 0.500s ok req-1'
+    assert json.loads("{" + access_json(end) + "}")["path"] == path
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
