@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+# What the log calls an error that has no code.
+UNNAMED = "invalid_request"
 OF_HTTP_STATUS: dict[int, tuple[type[ClientError], str]] = {
     404: (RouteNotFound, "There is no such route."),
     405: (MethodNotAllowed, "This route does not take this method."),
@@ -70,11 +72,11 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     try:
         return await handler(request)
     except SmolgateError as error:
-        request[OUTCOME] = error.code or "refused"
+        request[OUTCOME] = error.code or UNNAMED
         # An upstream that broke off may have done the work.
         return error_response(error, work_begun=isinstance(error, UpstreamFailed))
     except web.RequestPayloadError:
-        request[OUTCOME] = "refused"
+        request[OUTCOME] = UNNAMED
         response = error_response(InvalidRequest("The request body cannot be decoded."))
         response.force_close()  # what follows in the connection cannot be read either
         return response
@@ -82,7 +84,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         if error.status < 400:
             raise
         kind, message = OF_HTTP_STATUS.get(error.status, (InvalidRequest, error.reason))
-        request[OUTCOME] = kind.code or "refused"
+        request[OUTCOME] = kind.code or UNNAMED
         response = error_response(kind(message))
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]

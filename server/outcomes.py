@@ -16,6 +16,9 @@ OUTCOMES = (
 # What nginx logs for a client that left before there was a response.
 CLIENT_GONE = 499
 
+# An upstream that answers so does not take this server's token, or is busy: no fault of the caller's.
+_UPSTREAMS_FAULT = frozenset({401, 402, 403, 407, 429})
+
 _OF_CODE = {
     "ok": "ok",
     "client_gone": "client_gone",
@@ -46,4 +49,4 @@ def outcome_of(status: int, code: str | None) -> str:
         return "refused" if status < 500 else "failed"
     if status < 400:
         return "ok"
-    return "upstream" if status >= 500 or status == 429 else "refused"
+    return "upstream" if status >= 500 or status in _UPSTREAMS_FAULT else "refused"

@@ -125,13 +125,15 @@ async def test_what_the_upstream_did_is_the_upstream_s(
     gateway = await make_gateway(log_format="json", retries=0)
     upstream.handler = raw_reply([b"{}"], "application/json", status=500)
     assert (await gateway.post(PLAIN))[0] == 500
+    upstream.handler = raw_reply([b"{}"], "application/json", status=401)
+    assert (await gateway.post(PLAIN))[0] == 401
     upstream.handler = raw_reply([b'data: {"choices": []}\n\n'])  # breaks off before its end
     assert (await gateway.stream(PLAIN))[-1] == "[DONE]"
     upstream.handler = raw_reply([b"{}"], "application/json", status=503)
     assert (await gateway.post(ASK))[0] == 503
     down = await make_gateway(log_format="json", upstream_base="http://127.0.0.1:1/v1", retries=0)
     assert (await down.post(PLAIN))[0] == 503
-    assert await outcomes(gateway, lines, 4) == ["upstream"] * 4
+    assert await outcomes(gateway, lines, 5) == ["upstream"] * 5
 
 
 async def test_an_agent_s_failure_is_the_agent_s(
@@ -155,7 +157,7 @@ async def test_what_is_not_taken_is_refused(make_gateway: MakeGateway, lines: Li
     assert (await gateway.post(ASK, path="/v1/models", headers=good))[0] == 405
     assert await outcomes(gateway, lines, 4) == ["refused"] * 4
     codes = [line["code"] for line in lines.requests()]
-    assert codes == ["invalid_api_key", "refused", "not_found", "method_not_allowed"]
+    assert codes == ["invalid_api_key", "invalid_request", "not_found", "method_not_allowed"]
 
 
 async def test_what_was_stopped_says_so(
