@@ -38,6 +38,7 @@ format: .venv/.tests ## format the code and mend what lint can
 bench: .venv/.tests ## measure; prints ratios
 	$(BIN)/python -m bench.first_delta
 	$(BIN)/python -m bench.supervision
+	$(BIN)/python -m bench.request_costs
 	$(BIN)/python -m bench.relay --no-goals
 	$(BIN)/python -m bench.embedded_tasks
 
@@ -48,6 +49,12 @@ torture: .venv/.tests ## run the worst code that a model can write, and print wh
 .PHONY: soak
 soak: .venv/.tests ## ten minutes of mixed load; memory stays flat and nothing is lost
 	$(BIN)/python -m bench.supervision soak
+
+.PHONY: audit
+audit: .venv/.tests ## compare the pinned packages with the known vulnerabilities; needs PyPI's JSON API
+	$(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 .PHONY: pins
 pins: ## pin what is installed now, after an upgrade that passed its tests
@@ -70,5 +77,5 @@ clean: ## remove .venv and all caches
 	@touch $@
 
 .venv/.tests: .venv/.runs
-	$(PIP) --editable '.[embedded,fast,test]'
+	$(PIP) --editable '.[embedded,fast,otel,test]'
 	@touch $@

@@ -35,7 +35,7 @@ async def collect_run(
         for event in events:
             reasoning.add(transcript.feed(event))
     if transcript.failure is not None:
-        request[OUTCOME] = run.outcome or "failed"
+        request[OUTCOME] = run.outcome or "agent_failed"
         return error_response(transcript.failure, work_begun=run.started is not None)
     reply = completion(
         run_id=run.id,
@@ -69,7 +69,7 @@ async def stream_run(
             while not told.anything and (events := await reader.read()):
                 told.reasoning_of(events, transcript)
     if transcript.failure is not None and not told.anything:
-        request[OUTCOME] = run.outcome or "failed"
+        request[OUTCOME] = run.outcome or "agent_failed"
         return error_response(transcript.failure, work_begun=run.started is not None)
     writer = SseWriter(
         heartbeat_seconds=settings.heartbeat_seconds,

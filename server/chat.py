@@ -10,16 +10,28 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from server.agent_reply import collect_run, stream_run
-from server.chat_request import chat_request_of, route_of, run_spec_of
+from server.auth import allow_work
+from server.chat_request import chat_request_of, image_urls_of, route_of, run_spec_of
 from server.chat_wire import REASONING_FORMATS
 from server.idempotency import wish_of
-from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAMS
+from server.keys import (
+    AGENTS,
+    API_KEY,
+    IMAGE_FETCH,
+    KEY_HOLDER,
+    REPLAYS,
+    RUN_ID,
+    SETTINGS,
+    SUPERVISOR,
+    UPSTREAMS,
+)
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
 from server.setting_values import leave_policy
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
+from streaming.run_spec import Image
 
 CHAT_PATH = "/chat/completions"
 
@@ -36,6 +48,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     if route is None and model not in agents:
         route = upstreams.by_prefix(model)
     if route is not None:
+        allow_work(request, route.model)
         return await send_relayed(
             request,
             CHAT_PATH,
@@ -46,6 +59,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             stream=bool(asked.stream),
         )
     agent = agent_for(model, agents, request.app[SETTINGS])
+    allow_work(request, agent)
     return await _run_agent(request, body, agent, model)
 
 
@@ -71,11 +85,15 @@ async def _run_agent(
             f"'reasoning_format' must be one of {', '.join(REASONING_FORMATS)}.",
             param="reasoning_format",
         )
+    fetched: dict[str, Image] = {}
+    if (fetch := request.app.get(IMAGE_FETCH)) is not None:
+        fetched = await fetch.fetch_all(image_urls_of(asked))
     spec = run_spec_of(
         asked,
         run_id=f"chatcmpl-{secrets.token_hex(14)}",
         agent=agent,
         tag_names=settings.think_tags,
+        fetched=fetched,
     )
     supervisor, replays = request.app[SUPERVISOR], request.app[REPLAYS]
     leave_seconds = _leave_seconds(request, settings)
@@ -83,8 +101,9 @@ async def _run_agent(
     wish = wish_of(request.headers, body, caller)
     run = replays.joinable(wish)
     if run is None:
-        run = supervisor.submit(spec, key=caller)
+        run = supervisor.submit(spec, key=caller, max_of_key=_most_runs(request))
         replays.keep(wish, run)
+    request[RUN_ID] = run.id
     async with supervisor.reading(run, leave_seconds=leave_seconds):
         created = int(run.created)
         if asked.stream:
@@ -100,6 +119,13 @@ async def _run_agent(
         return await collect_run(
             request, run, created=created, model=model or agent, reasoning_format=reasoning_format
         )
+
+
+def _most_runs(request: web.Request) -> int:
+    """Runs that the caller's key may have at one time; 0 does not limit."""
+    holder = request.get(KEY_HOLDER)
+    own = holder.key.concurrent_runs if holder is not None else 0
+    return own or request.app[SETTINGS].max_per_key
 
 
 def _leave_seconds(request: web.Request, settings: Settings) -> float:

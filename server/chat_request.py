@@ -7,6 +7,8 @@ values. Raises `InvalidRequest`, whose `param` names the field.
 import base64
 import binascii
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -85,6 +87,7 @@ _FIELD = re.compile(r" - at `\$\.?([^`]*)`$")
 _REASONING_DETAILS = re.compile(
     r"<details\b[^>]*\btype=[\"']reasoning[\"'][^>]*>.*?</details>", re.IGNORECASE | re.DOTALL
 )
+_HTTP_URL = re.compile(r"https?://", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:(image/[\w.+-]+)((?:;[\w=-]+)*);base64,(.*)", re.DOTALL)
 
 
@@ -114,12 +117,28 @@ def chat_request_of(body: bytes) -> ChatRequest:
     return request
 
 
+def image_urls_of(request: ChatRequest) -> dict[str, str]:
+    """The http URLs of images, and the field that holds each."""
+    return {
+        url: f"messages.{index}.content.{number}"
+        for index, message in enumerate(request.messages)
+        if isinstance(message.content, list)
+        for number, part in enumerate(message.content)
+        if (url := _image_url(part)) is not None and _HTTP_URL.match(url)
+    }
+
+
 def run_spec_of(
-    request: ChatRequest, *, run_id: str, agent: str, tag_names: tuple[str, ...]
+    request: ChatRequest,
+    *,
+    run_id: str,
+    agent: str,
+    tag_names: tuple[str, ...],
+    fetched: Mapping[str, Image] = MappingProxyType({}),
 ) -> RunSpec:
     """The last user message is the task, system messages lead it, earlier turns are the history.
 
-    Raises InvalidRequest where there is no user message.
+    `fetched` holds the images that were given by address. Raises InvalidRequest where there is no user message.
     """
     messages = request.messages
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
@@ -128,12 +147,12 @@ def run_spec_of(
     system: list[str] = []
     turns: list[Turn] = []
     for index, message in enumerate(messages):
-        text, images = _read_content(message.content, index)
+        text, images = _read_content(message.content, index, fetched)
         if message.role in {"system", "developer"}:
             system.append(text)
         elif index != last:
             turns.append(_turn(message.role, text, images, tag_names))
-    text, images = _read_content(messages[last].content, last)
+    text, images = _read_content(messages[last].content, last, fetched)
     if not text.strip() and not images:
         raise InvalidRequest("The last user message is empty.", param=f"messages.{last}.content")
     return RunSpec(
@@ -162,7 +181,16 @@ def _without_reasoning(text: str, tag_names: tuple[str, ...]) -> str:
     return scrub(text, mode="block", tag_names=tag_names, starts_open=starts_open).strip()
 
 
-def _read_content(content: Any, index: int) -> tuple[str, tuple[Image, ...]]:
+def _image_url(part: dict[str, Any]) -> str | None:
+    match part:
+        case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
+            return url
+    return None
+
+
+def _read_content(
+    content: Any, index: int, fetched: Mapping[str, Image]
+) -> tuple[str, tuple[Image, ...]]:
     """Text parts joined by newlines, images apart, any other part as JSON text."""
     if content is None or isinstance(content, str):
         return content or "", ()
@@ -174,7 +202,7 @@ def _read_content(content: Any, index: int) -> tuple[str, tuple[Image, ...]]:
             case {"type": "text" | "input_text", "text": str(text)}:
                 texts.append(text)
             case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
-                images.append(_image(url, where))
+                images.append(fetched.get(url) or _image(url, where))
             case {"type": "reasoning" | "thinking"}:
                 pass  # sent back by clients; models that see it imitate it
             case _:

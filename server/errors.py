@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
-from server.keys import REQUEST_ID
+from server.keys import OUTCOME, REQUEST_ID
 from streaming.events import Failure
 from streaming.failures import (
     BodyTooLarge,
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+# What the log calls an error that has no code.
+UNNAMED = "invalid_request"
 OF_HTTP_STATUS: dict[int, tuple[type[ClientError], str]] = {
     404: (RouteNotFound, "There is no such route."),
     405: (MethodNotAllowed, "This route does not take this method."),
@@ -52,6 +54,8 @@ def error_response(error: SmolgateError | Failure, *, work_begun: bool = False) 
     headers: CIMultiDict[str] = CIMultiDict()
     if error.retry_after is not None:
         headers["Retry-After"] = f"{error.retry_after:.0f}"
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if work_begun:
         headers["x-should-retry"] = "false"
     return web.Response(
@@ -68,9 +72,11 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     try:
         return await handler(request)
     except SmolgateError as error:
+        request[OUTCOME] = error.code or UNNAMED
         # An upstream that broke off may have done the work.
         return error_response(error, work_begun=isinstance(error, UpstreamFailed))
     except web.RequestPayloadError:
+        request[OUTCOME] = UNNAMED
         response = error_response(InvalidRequest("The request body cannot be decoded."))
         response.force_close()  # what follows in the connection cannot be read either
         return response
@@ -78,6 +84,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         if error.status < 400:
             raise
         kind, message = OF_HTTP_STATUS.get(error.status, (InvalidRequest, error.reason))
+        request[OUTCOME] = kind.code or UNNAMED
         response = error_response(kind(message))
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
@@ -90,5 +97,6 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
 
 def unexpected(request: web.Request, error: Exception) -> SmolgateError:
     """Log an error that nobody foresaw; returns what the client is told."""
+    request[OUTCOME] = "internal_error"
     log.error("request %s failed", request.get(REQUEST_ID, ""), exc_info=error)
     return SmolgateError("The server failed on this request.", code="internal_error")

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from server.finished_runs import FinishedRuns
 from server.idempotency import Replays
+from server.key_ring import KeyHolder, KeyRing
+from server.request_counts import RequestCounts
 from server.settings import Settings
 from server.upstreams import Upstreams
 from streaming.agent_context import AgentFactory
@@ -13,8 +16,11 @@ from streaming.interpreters.jail_pool import JailPool
 from streaming.supervisor import Supervisor
 from streaming.upstream_group import UpstreamGroup
 
-if TYPE_CHECKING:  # loaded only where the embedded model is used
+if TYPE_CHECKING:  # the first is loaded only where it is used
     from server.embedded import EmbeddedUpstream
+    from server.image_fetch import ImageFetch
+    from server.loop_lag import LoopLag
+    from server.metered_reply import TokenMeter
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 # The agents' upstream, and all of them.
@@ -32,6 +38,18 @@ CODE_IMPORTS: web.AppKey[frozenset[str]] = web.AppKey("code_imports", frozenset)
 # The handlers of relayed requests under way.
 RELAYS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("relays", set)
 
+KEY_RING: web.AppKey[KeyRing] = web.AppKey("key_ring", KeyRing)
+
+REQUEST_COUNTS: web.AppKey[RequestCounts] = web.AppKey("request_counts", RequestCounts)
+LOOP_LAG: web.AppKey["LoopLag"] = web.AppKey("loop_lag")
+IMAGE_FETCH: web.AppKey["ImageFetch"] = web.AppKey("image_fetch")
+FINISHED_RUNS: web.AppKey[FinishedRuns] = web.AppKey("finished_runs", FinishedRuns)
+
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+# The caller's key, where keys are set, and its id.
+KEY_HOLDER: web.RequestKey[KeyHolder] = web.RequestKey("key_holder", KeyHolder)
+TOKEN_METER: web.RequestKey["TokenMeter"] = web.RequestKey("token_meter")
+RUN_ID: web.RequestKey[str] = web.RequestKey("run_id", str)
 API_KEY: web.RequestKey[str] = web.RequestKey("api_key", str)
+# "ok", or the code of what ended the request; absent where the response's status says all.
 OUTCOME: web.RequestKey[str] = web.RequestKey("outcome", str)

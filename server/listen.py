@@ -6,6 +6,7 @@ finish for `DRAIN_SECONDS`, ends them, and returns. A second signal ends the pro
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -16,7 +17,10 @@ from aiohttp import web
 
 from server.app import create_app
 from server.drain import drain
+from server.keys import KEY_RING
 from server.settings import Settings
+from server.slow_clients import KEEPALIVE_SECONDS, SlowClients
+from server.upstream_settings import BadEntry
 from streaming.agent_context import AgentFactory
 
 log = logging.getLogger("server")
@@ -35,22 +39,32 @@ async def serve(
     if also is not None:
         also(app)
     # Without handler_cancellation a handler never learns that its client left.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=1.0,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+    )
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
         loop.add_signal_handler(number, _on_signal, told)
+    loop.add_signal_handler(signal.SIGHUP, _reload, app)
     _say_what_is_missing(settings)
+    _warn_if_open(app, settings)
     await runner.setup()
     try:
         site = _site(runner, settings)
         await site.start()
         give_up_dead_peers(site, settings.stall_seconds)
-        log.info("listening on %s", _address(runner, settings))
-        _spare_the_collector()
-        await told.wait()
-        log.info("stopping; a second signal stops at once")
-        await drain(app, settings.drain_seconds)
+        assert runner.server is not None
+        async with SlowClients(runner.server, settings.head_seconds):
+            log.info("listening on %s", _address(runner, settings))
+            _spare_the_collector()
+            await told.wait()
+            log.info("stopping; a second signal stops at once")
+            await drain(app, settings.drain_seconds)
     finally:
         await runner.cleanup()
 
@@ -83,6 +97,16 @@ def _on_signal(told: asyncio.Event) -> None:
     told.set()
 
 
+def _reload(app: web.Application) -> None:
+    """Read the API keys again; what cannot work changes nothing."""
+    try:
+        count = app[KEY_RING].reload()
+    except BadEntry as error:
+        log.error("API_KEYS_FILE%s; the keys stay as they were", error)
+    else:
+        log.info("API keys read again: %d", count)
+
+
 def _site(runner: web.AppRunner, settings: Settings) -> web.BaseSite:
     if settings.unix_socket is not None:
         return web.UnixSite(runner, settings.unix_socket)
@@ -104,3 +128,21 @@ def _say_what_is_missing(settings: Settings) -> None:
         )
     elif settings.upstream_base is not None and settings.token is None:
         log.warning("HF_TOKEN is not set: the upstream is called without a token")
+
+
+def _warn_if_open(app: web.Application, settings: Settings) -> None:
+    if app[KEY_RING].is_set or settings.unix_socket is not None or _is_loopback(settings.host):
+        return
+    log.warning(
+        "NO API KEYS: everybody who reaches %s port %d can run agents and spend the upstream's tokens; "
+        "set API_KEYS or API_KEYS_FILE, or listen on 127.0.0.1",
+        settings.host,
+        settings.port,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -18,7 +18,9 @@ from server.keys import (
     AGENTS,
     CODE_IMPORTS,
     EMBEDDED,
+    FINISHED_RUNS,
     JAIL_POOL,
+    KEY_RING,
     REPLAYS,
     SETTINGS,
     SUPERVISOR,
@@ -34,6 +36,7 @@ from streaming.interpreters.inline import InlineInterpreter
 from streaming.interpreters.jail import JailInterpreter
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
 from streaming.loop_model import LoopModel, ThinkOptions
+from streaming.run import Run
 from streaming.runners.thread import ThreadRunner
 from streaming.stdout import capture_installed
 from streaming.supervisor import Limits, Supervisor
@@ -119,12 +122,18 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
             queue_seconds=settings.queue_seconds,
             run_seconds=settings.run_seconds,
         ),
+        on_end=partial(_on_run_end, app),
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
     with capture_installed():
         yield
         await app[SUPERVISOR].drain(0)
         runner.close()
+
+
+def _on_run_end(app: web.Application, run: Run) -> None:
+    app[FINISHED_RUNS].keep(run)
+    app[KEY_RING].add_tokens(run.key, run.prompt_tokens + run.completion_tokens)
 
 
 def run_means(app: web.Application) -> RunMeans:

@@ -6,6 +6,7 @@ the client's HTTP library reports.
 """
 
 import asyncio
+import time
 
 from aiohttp import web
 
@@ -14,7 +15,16 @@ from server.chat_wire import DONE, error_event
 from server.direct_stream import DirectStream
 from server.drain import refuse_when_draining
 from server.errors import error_object, unexpected
-from server.keys import OUTCOME, RELAYS, REQUEST_ID, SETTINGS, SUPERVISOR, UPSTREAMS
+from server.keys import (
+    OUTCOME,
+    RELAYS,
+    REQUEST_COUNTS,
+    REQUEST_ID,
+    SETTINGS,
+    SUPERVISOR,
+    UPSTREAMS,
+)
+from server.metered_reply import metered
 from streaming.failures import Draining, SmolgateError
 from streaming.relay import Relayed, ScrubOptions, relay
 from streaming.upstream_group import Data, UpstreamGroup
@@ -42,6 +52,7 @@ async def send_relayed(
     relays.add(task)
     events: DirectStream | None = None
     relayed: Relayed | None = None
+    began = time.monotonic()
     try:
         if stream:
             events = await _open_stream(request)
@@ -55,6 +66,8 @@ async def send_relayed(
             scrub=scrub,
             finishes=finishes,
         )
+        request.app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
+        metered(request, relayed)
         if relayed.events is not None:
             return await _send_events(request, relayed, events)
         if events is not None and events.prepared:

@@ -7,6 +7,7 @@ agents' upstream, and streams up as it comes. An agent's id is refused: agents a
 
 from aiohttp import web
 
+from server.auth import allow_work
 from server.chat_request import route_of
 from server.keys import UPSTREAMS
 from server.relay_reply import send_relayed
@@ -64,12 +65,11 @@ def _is_json(request: web.Request, path: str) -> bool:
 
 def _route_to(request: web.Request, model: str | None) -> UpstreamRoute:
     upstreams = request.app[UPSTREAMS]
-    if model is None:
-        return upstreams.default
-    route = upstreams.find(model)
+    route = upstreams.default if model is None else upstreams.find(model)
     if route is None:
         raise ModelNotFound(
             f"The model '{model}' is not served here: this route takes an upstream's model.",
             param="model",
         )
+    allow_work(request, route.model)
     return route

@@ -108,6 +108,13 @@ class Upstreams:
     def states(self) -> dict[str, State]:
         return {known.options.name: known.breaker.state for known in self._known}
 
+    def exchanges(self) -> dict[str, tuple[int, int]]:
+        """How many exchanges with each upstream went well, and how many did not."""
+        return {
+            known.options.name: (known.breaker.succeeded_total, known.breaker.failed_total)
+            for known in self._known
+        }
+
     async def ids(self) -> list[str]:
         """All ids: those written down, and what upstreams with prefixes have; each with `-nothink`."""
         lists = await asyncio.gather(*(known.models.ids() for known in self._known))
@@ -177,7 +184,12 @@ async def _open(
     if options.base is None and embedded is not None:
         wait_ready = partial(embedded.wait_ready, EMBEDDED_WAIT_SECONDS)
     upstream = await stack.enter_async_context(
-        open_upstream(target, wait_ready=wait_ready, connect_seconds=settings.connect_seconds)
+        open_upstream(
+            target,
+            wait_ready=wait_ready,
+            connect_seconds=settings.connect_seconds,
+            direct=settings.otlp_endpoint is None,  # traces are told by the session
+        )
     )
     models = UpstreamModels(options.name, upstream, wanted=options.has_prefixes)
     stack.push_async_callback(models.close)

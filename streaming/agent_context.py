@@ -15,6 +15,7 @@ from smolagents import CodeAgent, LocalPythonExecutor, LogLevel, MultiStepAgent
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
 from streaming.loop_model import LoopModel, TappedModel, ThinkOptions
+from streaming.tool_timing import time_code_tools, time_named_tools
 
 AgentFactory = Callable[..., MultiStepAgent]
 
@@ -85,6 +86,8 @@ def fit_agent(
                 max_print_outputs_length=member.python_executor.max_print_outputs_length,
                 additional_functions=member.python_executor.additional_functions,
             )
+            time_code_tools(member.python_executor, channel.send)
+        time_named_tools(member, channel.send)
 
 
 def family_of(agent: MultiStepAgent) -> Iterator[MultiStepAgent]:

@@ -54,6 +54,14 @@ class ToolCall(Event, frozen=True):
     arguments: str
 
 
+class ToolRan(Event, frozen=True):
+    """A call of a tool has ended, whoever called it."""
+
+    name: str
+    seconds: float
+    failed: bool = False
+
+
 class Step(Event, frozen=True):
     """One step has ended. `observation` leaves out what was already printed live."""
 

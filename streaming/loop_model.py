@@ -152,9 +152,7 @@ class LoopModel(Model):  # type: ignore[misc]
     def _wait_for(self, body: dict[str, Any]) -> ChatMessage:
         call = self._call(body)
         try:
-            # In a context of its own: pooled connections would keep the run's alive, and what is
-            # written to stderr on the loop is not the run's output.
-            future = contextvars.Context().run(asyncio.run_coroutine_threadsafe, call, self._loop)
+            future = self.call_context().run(asyncio.run_coroutine_threadsafe, call, self._loop)
         except RuntimeError:  # the loop is closed: the server is gone
             call.close()
             raise RunCancelled("the server has stopped") from None
@@ -166,6 +164,11 @@ class LoopModel(Model):  # type: ignore[misc]
         except Exception as error:
             self.failure = error
             raise
+
+    def call_context(self) -> contextvars.Context:
+        """A context of the call's own: pooled connections would keep the run's alive, and what is
+        written to stderr on the loop is not the run's output."""
+        return contextvars.Context()
 
     async def _call(self, body: dict[str, Any]) -> ChatMessage:
         reply = _Reply()

@@ -35,7 +35,10 @@ NOT_RELAYED_UP = frozenset(
 )
 NOT_RELAYED_DOWN = frozenset(
     "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
-    "transfer-encoding upgrade set-cookie server alt-svc x-request-id".split()
+    "transfer-encoding upgrade set-cookie server alt-svc x-request-id "
+    # Which web pages may read a reply is for this server to say.
+    "access-control-allow-origin access-control-allow-credentials access-control-expose-headers "
+    "access-control-allow-methods access-control-allow-headers access-control-max-age".split()
 )
 _HAS_NO_LENGTH = NOT_RELAYED_DOWN | {"content-length"}
 _IS_DECODED = _HAS_NO_LENGTH | {"content-encoding"}

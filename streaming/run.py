@@ -18,10 +18,13 @@ from streaming.events import (
     Failure,
     Final,
     ModelCalled,
+    ModelDelta,
     Started,
     Step,
+    ToolRan,
     event_bytes,
 )
+from streaming.run_counts import RunCounts
 from streaming.run_spec import RunSpec
 
 MAX_LOG_BYTES = 8 << 20
@@ -30,12 +33,13 @@ State = Literal["queued", "running", "stopping", "done"]
 
 
 class Run:
-    """Create it on the event loop. `outcome` is "ok", or the code of what ended it.
+    """Create it on the event loop. `outcome` is "ok", or the code of what ended it, once somebody has
+    read that; `ending` is the same as soon as it is so.
 
     `readers` counts the clients that want its events; the supervisor keeps it.
     """
 
-    def __init__(self, spec: RunSpec, *, key: str) -> None:
+    def __init__(self, spec: RunSpec, *, key: str, counts: RunCounts | None = None) -> None:
         self.spec = spec
         self.key = key
         self.state: State = "queued"
@@ -43,12 +47,15 @@ class Run:
         self.started: float | None = None
         self.ended: float | None = None
         self.outcome: str | None = None
+        self.ending: str | None = None
+        self.first_token_seconds: float | None = None
+        self._counts = counts or RunCounts()
         self.steps = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.readers = 0
         self.stop_signal = StopSignal()
-        self.channel = Channel()
+        self.channel = Channel(tap=self._count)
         self._log: list[Event] = []
         self._log_bytes = 0
         self._log_begin = 0  # how many events were dropped from the front of the log
@@ -109,15 +116,31 @@ class Run:
             self._log = events
             self._log_bytes = 0
 
+    def _count(self, event: Event) -> None:
+        """Called as an event is sent, in whatever thread sends it; the channel's lock is held."""
+        match event:
+            case ModelDelta():
+                if self.first_token_seconds is None:
+                    self.first_token_seconds = time.time() - self.created
+                    self._counts.first_token(self.first_token_seconds)
+            case Step(number=number):
+                self.steps = max(self.steps, number)
+                self._counts.note(event)
+            case ModelCalled():
+                self.prompt_tokens += event.prompt_tokens
+                self.completion_tokens += event.completion_tokens
+                self._counts.note(event)
+            case ToolRan():
+                self._counts.note(event)
+            case Final():
+                self.ending = "ok"
+            case Failure(code=code):
+                self.ending = code or "refused"
+
     def _note(self, event: Event) -> None:
         match event:
             case Started():
                 self.state = "running" if self.state == "queued" else self.state
-            case Step(number=number):
-                self.steps = max(self.steps, number)
-            case ModelCalled():
-                self.prompt_tokens += event.prompt_tokens
-                self.completion_tokens += event.completion_tokens
             case Final():
                 self.outcome = "ok"
                 self._complete = True

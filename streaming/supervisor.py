@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from streaming.failures import (
     SmolgateError,
 )
 from streaming.run import Run
+from streaming.run_counts import RunCounts
 from streaming.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,20 @@ class Limits:
 
 
 class Supervisor:
-    """One per server, on its event loop."""
+    """One per server, on its event loop. `on_end` is called with every run that has ended."""
 
-    def __init__(self, runner: Runner, limits: Limits) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        counts: RunCounts | None = None,
+        on_end: Callable[[Run], None] = lambda run: None,
+    ) -> None:
         self._runner = runner
         self.limits = limits
+        self.counts = counts or RunCounts()
+        self._on_end = on_end
         self.runs: dict[str, Run] = {}
         self.stuck = 0
         self.draining = False
@@ -110,10 +120,17 @@ class Supervisor:
             if run.readers == 0 and not run.concluded:
                 self._leave(run, leave_seconds)
 
-    def submit(self, spec: RunSpec, *, key: str = "") -> Run:
-        """Admit a run, which then goes on by itself. Raises Busy, Draining."""
-        self._refuse_if_full(key)
-        run = Run(spec, key=key)
+    def submit(self, spec: RunSpec, *, key: str = "", max_of_key: int | None = None) -> Run:
+        """Admit a run, which then goes on by itself. Raises Busy, Draining.
+
+        `max_of_key`: how many runs its key may have, in place of the limit for all.
+        """
+        try:
+            self._refuse_if_full(key, self.limits.max_per_key if max_of_key is None else max_of_key)
+        except SmolgateError as error:
+            self.counts.refused[error.code or ""] += 1
+            raise
+        run = Run(spec, key=key, counts=self.counts)
         self.runs[run.id] = run
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((run, slot))
@@ -126,6 +143,7 @@ class Supervisor:
         if run.stop_signal.is_set or run.state == "done":
             return
         log.info("run %s is stopped: %s", run.id, error.code)
+        self.counts.stopped[error.code or ""] += 1
         run.state = "stopping"
         if run.channel.finish(failure_of(error)):  # else it has just ended by itself
             run.outcome = error.code
@@ -143,7 +161,7 @@ class Supervisor:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_SECONDS + 1)
 
-    def _refuse_if_full(self, key: str) -> None:
+    def _refuse_if_full(self, key: str, most: int) -> None:
         if self.draining:
             raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
         if self._running >= self.limits.max_running and self.queued >= self.limits.max_queued:
@@ -151,7 +169,6 @@ class Supervisor:
                 "Too many runs are waiting already: try again later.",
                 retry_after=RETRY_AFTER_SECONDS,
             )
-        most = self.limits.max_per_key
         if most and sum(run.key == key for run in self.runs.values()) >= most:
             raise Busy(
                 "Too many runs of this API key: try again when one has ended.",
@@ -174,7 +191,11 @@ class Supervisor:
             run.channel.finish(failure_of(AgentFailed("The agent's worker was lost.")))
             run.state = "done"
             run.ended = time.time()
+            self.counts.ended[run.spec.agent, run.ending or "lost"] += 1
+            if run.started is not None:
+                self.counts.run_seconds.observe(run.ended - run.started)
             del self.runs[run.id]
+            self._on_end(run)
 
     async def _has_slot(self, run: Run, slot: asyncio.Future[None]) -> bool:
         """Wait for a slot. False where the run was refused or stopped while it waited."""
@@ -198,6 +219,7 @@ class Supervisor:
     async def _work(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
         run.started = time.time()
+        self.counts.queue_seconds.observe(run.started - run.created)
         run.state = "running"
         work = self._runner.start(run.spec, run.channel, run.stop_signal)
         stopped = asyncio.Event()

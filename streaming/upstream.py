@@ -131,11 +131,12 @@ async def open_upstream(
     wait_ready: Callable[[], Awaitable[None]] | None = None,
     connections: int = 0,
     connect_seconds: float = CONNECT_SECONDS,
+    direct: bool = True,
 ) -> AsyncIterator[Upstream]:
     """An Upstream and the session it owns.
 
     `wait_ready` is awaited before every request: an upstream of our own may still be starting.
-    `connections` bounds the pool, 0 does not.
+    `connections` bounds the pool, 0 does not. `direct` lets exchanges go past the session.
     """
     connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS)
     session = aiohttp.ClientSession(
@@ -145,11 +146,11 @@ async def open_upstream(
         auto_decompress=True,
         trust_env=False,
     )
-    direct = open_connections(session, connector)
-    if direct is None:
+    shortcut = open_connections(session, connector) if direct else None
+    if direct and shortcut is None:
         log.warning("this aiohttp is not as expected: the relay takes the slower way")
     async with session:
-        yield Upstream(session, direct, target, wait_ready)
+        yield Upstream(session, shortcut, target, wait_ready)
 
 
 async def chat_chunks(
