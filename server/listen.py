@@ -93,6 +93,7 @@ def give_up_dead_peers(site: web.BaseSite, seconds: float) -> None:
 
 def _on_signal(told: asyncio.Event) -> None:
     if told.is_set():
+        logging.shutdown()
         os._exit(1)
     told.set()
 

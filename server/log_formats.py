@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
+from server.log_handler import LineHandler
+
 ACCESS_LOGGER = "server.access"
 HIDDEN = "(hidden)"
 # Shorter ones would hide ordinary words.
@@ -32,7 +34,17 @@ class LineFormatter(logging.Formatter):
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._second = 0
+        self._second_text = ""
         self._secrets = tuple(secret for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """As logging does; the text of a second is made once."""
+        second = int(record.created)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._second_text},{int(record.msecs):03d}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = self.safe(record.message)
@@ -105,7 +117,10 @@ FORMATTERS = {"text": LineFormatter, "json": JsonFormatter}
 
 def start_logging(level: str, log_format: str, secrets: Iterable[str]) -> None:
     """Log to stderr, in this format."""
-    handler = logging.StreamHandler(sys.stderr)
+    # What no line says need not be found out (logging's own advice).
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(FORMATTERS[log_format](secrets))
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("aiohttp.server").addFilter(BadRequestFilter())
