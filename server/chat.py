@@ -4,21 +4,23 @@ In: a request. Out: an agent's run or an upstream's reply, streamed or whole. A 
 byte is a status; after it, an error event and `[DONE]`, never a clean stop.
 """
 
-import secrets
 from collections.abc import Iterable
 
 from aiohttp import web
 
 from server.agent_reply import collect_run, stream_run
-from server.chat_request import chat_request_of, route_of, run_spec_of
-from server.chat_wire import REASONING_FORMATS
-from server.idempotency import wish_of
-from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAMS
+from server.agent_request import chat_request_of, run_spec_of
+from server.chat_request import route_of
+from server.chat_schema import ChatRequest
+from server.idempotency import Leg, wish_of
+from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, TOOL_DESK, UPSTREAMS
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
+from server.run_ids import new_run_id
 from server.setting_values import leave_policy
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
+from server.tool_request import tool_results_of
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
 
 CHAT_PATH = "/chat/completions"
@@ -64,41 +66,55 @@ async def _run_agent(
 ) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     asked = chat_request_of(body)
-    reasoning_format = asked.reasoning_format or settings.reasoning_format
-    if reasoning_format not in REASONING_FORMATS:
-        raise InvalidRequest(
-            f"'reasoning_format' must be one of {', '.join(REASONING_FORMATS)}.",
-            param="reasoning_format",
-        )
-    spec = run_spec_of(
-        asked,
-        run_id=f"chatcmpl-{secrets.token_hex(14)}",
-        agent=agent,
-        tag_names=settings.think_tags,
-    )
-    supervisor, replays = request.app[SUPERVISOR], request.app[REPLAYS]
     leave_seconds = _leave_seconds(request, settings)
-    caller = request.get(API_KEY, "")
-    wish = wish_of(request.headers, body, caller)
-    run = replays.joinable(wish)
-    if run is None:
-        run = supervisor.submit(spec, key=caller)
-        replays.keep(wish, run)
-    async with supervisor.reading(run, leave_seconds=leave_seconds):
+    leg = _leg_for(request, body, asked, agent)
+    run = leg.run
+    reading = request.app[SUPERVISOR].reading(run, begin=leg.begin, leave_seconds=leave_seconds)
+    async with reading as reader:
         created = int(run.created)
+        reasoning_format = asked.reasoning_format or settings.reasoning_format
         if asked.stream:
             include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return await stream_run(
                 request,
                 run,
+                reader,
                 created=created,
                 model=model or agent,
                 reasoning_format=reasoning_format,
                 include_usage=include_usage,
             )
         return await collect_run(
-            request, run, created=created, model=model or agent, reasoning_format=reasoning_format
+            request,
+            run,
+            reader,
+            created=created,
+            model=model or agent,
+            reasoning_format=reasoning_format,
         )
+
+
+def _leg_for(request: web.Request, body: bytes, asked: ChatRequest, agent: str) -> Leg:
+    """What this request reads: of a run that it repeats, of one that waits for its results, or of a new one."""
+    caller = request.get(API_KEY, "")
+    replays = request.app[REPLAYS]
+    wish = wish_of(request.headers, body, caller)
+    leg = replays.joinable(wish)
+    if leg is not None:
+        return leg
+    if results := tool_results_of(asked.messages):
+        run = request.app[TOOL_DESK].answer(caller, results)
+        leg = Leg(run, run.leg_begin)
+    else:
+        spec = run_spec_of(
+            asked,
+            run_id=new_run_id(),
+            agent=agent,
+            tag_names=request.app[SETTINGS].think_tags,
+        )
+        leg = Leg(request.app[SUPERVISOR].submit(spec, key=caller))
+    replays.keep(wish, leg)
+    return leg
 
 
 def _leave_seconds(request: web.Request, settings: Settings) -> float:

@@ -1,6 +1,6 @@
 """`GET /v1/runs`, `GET /v1/runs/{id}`, `POST /v1/runs/{id}/cancel`: what runs now, and an end to it.
 
-A run's id is the id of its chat completion. A caller sees the runs of its own key.
+A run's id is the id of its chat completion, the first of them where it paused. A caller sees the runs of its own key.
 """
 
 import time
@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from server.keys import API_KEY, SUPERVISOR
+from server.run_ids import run_id_of
 from streaming.failures import RunNotFound, RunStopped
 from streaming.run import Run
 
@@ -48,11 +49,12 @@ def run_object(run: Run) -> dict[str, Any]:
             "total_tokens": run.prompt_tokens + run.completion_tokens,
         },
         "outcome": run.outcome,
+        "metadata": run.spec.metadata,
     }
 
 
 def _run_of(request: web.Request) -> Run:
-    run = request.app[SUPERVISOR].runs.get(request.match_info["id"])
+    run = request.app[SUPERVISOR].runs.get(run_id_of(request.match_info["id"]))
     if run is None or not _is_callers(request, run):
         raise RunNotFound("There is no such run, or it has ended.", param="id")
     return run
