@@ -14,6 +14,7 @@ from server.chat_request import route_of
 from server.chat_schema import ChatRequest
 from server.idempotency import Leg, wish_of
 from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, TOOL_DESK, UPSTREAMS
+from server.plain_reply import answer_plainly
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
 from server.run_ids import new_run_id
@@ -21,6 +22,7 @@ from server.setting_values import leave_policy
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
 from server.tool_request import tool_results_of
+from server.ui_tasks import is_ui_task
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
 
 CHAT_PATH = "/chat/completions"
@@ -66,6 +68,8 @@ async def _run_agent(
 ) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     asked = chat_request_of(body)
+    if settings.plain_ui_tasks and is_ui_task(asked):
+        return await answer_plainly(request, body, asked, model or agent)
     leave_seconds = _leave_seconds(request, settings)
     leg = _leg_for(request, body, asked, agent)
     run = leg.run

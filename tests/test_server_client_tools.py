@@ -444,7 +444,7 @@ async def test_a_paused_run_can_be_cancelled_by_either_id(
         lambda m: code("print(get_weather('Paris'))") if len(m) < 9 else code("final_answer('x')")
     )
     for legs in (0, 1):
-        status, _, reply = await gateway.post(ASK)
+        _, _, reply = await gateway.post(ASK)
         messages = USER
         for _ in range(legs):
             messages = with_results(message_of(reply), "warm", before=messages)
