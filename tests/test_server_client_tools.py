@@ -399,6 +399,19 @@ async def test_a_paused_run_has_no_slot_and_its_time_stands_still(
     assert supervisor.running == supervisor.queued == 0
 
 
+async def test_the_deadline_goes_on_with_the_run(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    never = asyncio.Event()
+    upstream.handler = scripted(by_turn(*ONE_CALL))
+    gateway = await make_gateway(run_seconds=3.0)
+    messages = with_results(await paused(gateway), "warm")
+    upstream.handler = scripted(lambda m: "x", gate=never)
+    status, _, reply = await gateway.post(ASK | {"messages": messages})
+    assert (status, reply["error"]["code"]) == (504, "deadline_exceeded")
+    assert gateway.app[SUPERVISOR].running == 0
+
+
 async def test_a_run_that_goes_on_waits_for_a_slot_before_those_that_have_not_begun(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
