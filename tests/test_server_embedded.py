@@ -212,7 +212,7 @@ def test_a_later_step_draws_anew_and_may_use_any_number() -> None:
 
 def test_earlier_turns_stand_between_the_examples_and_the_task() -> None:
     messages = [
-        {"role": "user", "content": "New task:\nHello"},
+        {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": 'Say "hi"'},
         {"role": "user", "content": "New task:\nWhat is 2 plus 3?"},
     ]
@@ -222,6 +222,16 @@ def test_earlier_turns_stand_between_the_examples_and_the_task() -> None:
         '```python\nfinal_answer("Say \\"hi\\"")\n```',
         "What is 2 plus 3?",
     ]
+
+
+def test_what_a_request_says_of_sampling_comes_before_what_suits_the_model() -> None:
+    asked = {"temperature": 0.7, "seed": 5, "max_tokens": 2}
+    task = {"role": "user", "content": "New task:\nWhat is 17 * 23?"}
+    for kind in (STEP, {"model": MODEL}):
+        body = shape_request({**kind, **asked, "messages": [task]})
+        assert {name: body[name] for name in asked} == asked
+        longer = shape_request({**kind, "max_tokens": 10_000, "messages": [task]})
+        assert longer["max_tokens"] < 10_000
 
 
 def test_the_answer_at_max_steps_is_a_plain_chat_without_a_grammar() -> None:
