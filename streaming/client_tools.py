@@ -113,7 +113,8 @@ def _tell_of_tools(agent: MultiStepAgent, tools: Sequence[ClientTool]) -> None:
         return  # its model gets them as tools
     make_prompt = agent.initialize_system_prompt
     prompts = [tool.to_code_prompt() for tool in tools]
-    if all(prompt in make_prompt() for prompt in prompts):
+    prompt = make_prompt()
+    if all(told in prompt for told in prompts):
         return
     opening, closing = agent.code_block_tags
     section = "\n\n".join([f"{SECTION}\n{opening}", *prompts, closing])

@@ -9,7 +9,7 @@ the conversation being told before it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from smolagents import ChatMessage, MessageRole, MultiStepAgent
 from smolagents.memory import MemoryStep
 
 from streaming.pictures import pictures
-from streaming.run_spec import CalledTool, Turn
+from streaming.run_spec import Turn
 
 ROLES = {"user": MessageRole.USER, "assistant": MessageRole.ASSISTANT}
 
@@ -44,24 +44,22 @@ class EarlierTurn(MemoryStep):  # type: ignore[misc]  # smolagents is untyped
 
 def remember(agent: MultiStepAgent, history: Sequence[Turn]) -> None:
     """Give a fresh agent the conversation before its task. Raises ValueError for a broken image."""
+    names = {call.id: call.name for turn in history for call in turn.tool_calls}
     agent.memory.steps = [
         EarlierTurn(
             role="assistant" if turn.role == "assistant" else "user",
-            text=_text(turn, history),
+            text=_text(turn, names),
             images=pictures(turn.images),
         )
         for turn in history
     ]
     if history:
-        _plan_afresh(agent, history)
+        _plan_afresh(agent, agent.memory.steps)
 
 
-def _plan_afresh(agent: MultiStepAgent, history: Sequence[Turn]) -> None:
+def _plan_afresh(agent: MultiStepAgent, turns: Sequence[EarlierTurn]) -> None:
     make_plan = agent._generate_planning_step
-    told = "\n".join(
-        f"{'Assistant' if turn.role == 'assistant' else 'User'}: {_text(turn, history)}"
-        for turn in history
-    )
+    told = "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in turns)
 
     def plan(task: str, is_first_step: bool, step: int) -> Any:
         del is_first_step  # smolagents goes by how much is in the memory
@@ -71,24 +69,18 @@ def _plan_afresh(agent: MultiStepAgent, history: Sequence[Turn]) -> None:
     agent._generate_planning_step = plan
 
 
-def _text(turn: Turn, history: Sequence[Turn]) -> str:
-    """A turn as the model is to read it. Calls and results are told in words: an agent that saw its own
-    form of them would take them for its own tools.
+def _text(turn: Turn, names: Mapping[str, str]) -> str:
+    """A turn as the model is to read it; `names` are those of all calls by their ids. Calls and results are
+    told in words: an agent that saw its own form of them would take them for its own tools.
     """
     if turn.role == "tool":
-        called = _call_of(turn.tool_call_id, history)
-        return f"[result of {called.name if called else 'a tool'}]\n{turn.text}"
+        return f"[result of {names.get(turn.tool_call_id, 'a tool')}]\n{turn.text}"
     calls = [f"[called {call.name} with {_shown(call.arguments)}]" for call in turn.tool_calls]
     return "\n".join(part for part in (turn.text, *calls) if part)
-
-
-def _call_of(tool_call_id: str, history: Sequence[Turn]) -> CalledTool | None:
-    calls = [call for turn in history for call in turn.tool_calls if call.id == tool_call_id]
-    return calls[-1] if calls else None
 
 
 def _shown(arguments: str) -> str:
     try:
         return json.dumps(json.loads(arguments), ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments

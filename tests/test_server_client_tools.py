@@ -24,21 +24,24 @@ from test_server_chat_agent import by_turn
 from server.drain import drain
 from server.keys import SUPERVISOR
 
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "get-weather",
-        "description": "The weather of a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "city": {"type": "string", "description": "its name"},
-                "unit": {"type": "string", "enum": ["C", "F"]},
-            },
-            "required": ["city"],
+
+def function(name: str, **fields: Any) -> dict[str, Any]:
+    """A tool as requests define it."""
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+WEATHER = function(
+    "get-weather",
+    description="The weather of a city.",
+    parameters={
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "its name"},
+            "unit": {"type": "string", "enum": ["C", "F"]},
         },
+        "required": ["city"],
     },
-}
+)
 USER: list[dict[str, Any]] = [{"role": "user", "content": "How is the weather in Paris?"}]
 ASK: dict[str, Any] = {"model": "code-writing-agent", "messages": USER, "tools": [WEATHER]}
 ONE_CALL = (
@@ -195,9 +198,9 @@ async def test_the_agent_is_told_of_the_tools_and_their_text_is_no_template(
     upstream.handler = scripted(lambda m: code("final_answer('hi')"))
     gateway = await make_gateway({"own": lambda context: CodeAgent(tools=[], model=context.model)})
     nasty = "Says {{ 7 * 7 }} {% endraw %}{{ cycler }}"
-    function = WEATHER["function"] | {"description": nasty}
+    weather = function(**WEATHER["function"] | {"description": nasty})
     for model in ("code-writing-agent", "own"):
-        asked = {"model": model, "messages": USER, "tools": [WEATHER | {"function": function}]}
+        asked = {"model": model, "messages": USER, "tools": [weather]}
         status, _, _ = await gateway.post(asked)
         assert status == 200
         system = upstream.bodies()[-1]["messages"][0]["content"]
@@ -291,8 +294,8 @@ async def test_arguments_that_cannot_be_sent_are_the_agents_to_mend(
     upstream: FakeUpstream, gateway: Gateway, call: str, says: str
 ) -> None:
     upstream.handler = scripted(by_turn(code(call), code("final_answer('mended')")))
-    function = WEATHER["function"] | {"strict": True}
-    _, _, reply = await gateway.post(ASK | {"tools": [WEATHER | {"function": function}]})
+    weather = function(**WEATHER["function"], strict=True)
+    _, _, reply = await gateway.post(ASK | {"tools": [weather]})
     assert message_of(reply)["content"].endswith("mended")
     assert says in upstream.bodies()[1]["messages"][-1]["content"]
 
@@ -383,14 +386,14 @@ async def test_a_paused_run_has_no_slot_and_its_time_stands_still(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
     upstream.handler = scripted(by_turn(*ONE_CALL))
-    gateway = await make_gateway(max_running=1, run_seconds=1.5)
+    gateway = await make_gateway(max_running=1, run_seconds=3.0)
     waiting = [await paused(gateway) for _ in range(3)]
     supervisor = gateway.app[SUPERVISOR]
     assert [run.state for run in supervisor.runs.values()] == ["paused"] * 3
     async with gateway.session.get(gateway.base + "/v1/runs") as response:
         listed = (await response.json())["data"]
     assert {run["status"] for run in listed} == {"paused"}
-    await asyncio.sleep(1.6)  # longer than a run may take
+    await asyncio.sleep(3.1)  # longer than a run may take
     replies = await asyncio.gather(
         *(gateway.post(ASK | {"messages": with_results(m, "warm")}) for m in waiting)
     )
@@ -404,12 +407,12 @@ async def test_the_deadline_goes_on_with_the_run(
 ) -> None:
     never = asyncio.Event()
     upstream.handler = scripted(by_turn(*ONE_CALL))
-    gateway = await make_gateway(run_seconds=3.0)
+    gateway = await make_gateway(run_seconds=2.0)
     messages = with_results(await paused(gateway), "warm")
     upstream.handler = scripted(lambda m: "x", gate=never)
     status, _, reply = await gateway.post(ASK | {"messages": messages})
     assert (status, reply["error"]["code"]) == (504, "deadline_exceeded")
-    assert gateway.app[SUPERVISOR].running == 0
+    await until(lambda: gateway.app[SUPERVISOR].running == 0)
 
 
 async def test_a_run_that_goes_on_waits_for_a_slot_before_those_that_have_not_begun(
@@ -553,7 +556,7 @@ async def test_a_tool_of_the_agent_keeps_its_name(make_gateway: MakeGateway) -> 
         {"own": lambda context: CodeAgent(tools=[get_weather], model=context.model)}
     )
     for name, model in (("get-weather", "own"), ("final_answer", "code-writing-agent")):
-        tools = [{"type": "function", "function": {"name": name}}]
+        tools = [function(name)]
         status, _, reply = await gateway.post({"model": model, "messages": USER, "tools": tools})
         assert status == 400
         assert reply["error"]["param"] == "tools"
@@ -566,7 +569,7 @@ async def test_a_name_that_code_cannot_call_is_changed_for_the_code_alone(
 ) -> None:
     python = {"print": "print_", "class": "class_", "2nd": "_2nd", "a-b": "a_b", "list": "list_"}
     upstream.handler = scripted(by_turn(code(f"print('ok')\nfinal_answer({python[name]}())")))
-    tools = [{"type": "function", "function": {"name": name}}]
+    tools = [function(name)]
     _, _, reply = await gateway.post(ASK | {"tools": tools})
     assert message_of(reply)["tool_calls"][0]["function"] == {"name": name, "arguments": "{}"}
     _, _, reply = await gateway.post(ASK | {"messages": with_results(message_of(reply), "done")})
@@ -574,20 +577,18 @@ async def test_a_name_that_code_cannot_call_is_changed_for_the_code_alone(
 
 
 async def test_tool_choice_is_honoured(upstream: FakeUpstream, gateway: Gateway) -> None:
-    other = {"type": "function", "function": {"name": "other"}}
-    both = ASK | {"tools": [WEATHER, other]}
+    both = ASK | {"tools": [WEATHER, function("other")]}
     upstream.handler = scripted(lambda m: code("final_answer('at once')"))
 
     _, _, reply = await gateway.post(both | {"tool_choice": "none"})
     assert message_of(reply)["content"].endswith("at once")
     assert "get_weather" not in json.dumps(upstream.bodies()[-1])
 
-    only = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "other"}}]}
-    await gateway.post(both | {"tool_choice": {"type": "allowed_tools", "allowed_tools": only}})
+    await gateway.post(both | {"tool_choice": allowed("auto", function("other"))})
     assert "def other" in json.dumps(upstream.bodies()[-1])
     assert "get_weather" not in json.dumps(upstream.bodies()[-1])
 
-    for choice in ("required", {"type": "function", "function": {"name": "get-weather"}}):
+    for choice in ("required", function("get-weather")):
         upstream.handler = scripted(lambda m: code("final_answer('at once')"))
         status, _, reply = await gateway.post(both | {"tool_choice": choice})
         assert (status, reply["error"]["code"]) == (500, "answer_refused")
@@ -601,7 +602,11 @@ async def test_tool_choice_is_honoured(upstream: FakeUpstream, gateway: Gateway)
         assert message_of(reply)["content"].endswith("warm")
 
 
-NAMED = {"type": "function", "function": {"name": "nobody"}}
+def allowed(mode: str, *tools: Any) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(tools)}}
+
+
+NO_SCHEMA = {"properties": {"a": {"type": "nonsense"}}}
 
 
 @pytest.mark.parametrize(
@@ -613,72 +618,30 @@ NAMED = {"type": "function", "function": {"name": "nobody"}}
         ({"tools": [WEATHER, WEATHER]}, "tools.1.function.name", "second time"),
         ({"tools": [WEATHER] * 129}, "tools", "at most 128"),
         ({"tools": {}}, "tools", "array"),
+        ({"tools": [function("no spaces")]}, "tools.0.function.name", "letters, digits"),
+        ({"tools": [function("")]}, "tools.0.function.name", "1 to 64"),
         (
-            {"tools": [{"type": "function", "function": {"name": "no spaces"}}]},
-            "tools.0.function.name",
-            "letters, digits",
-        ),
-        (
-            {
-                "tools": [
-                    {"type": "function", "function": {"name": "x", "parameters": {"type": "array"}}}
-                ]
-            },
+            {"tools": [function("x", parameters={"type": "array"})]},
             "tools.0.function.parameters.type",
             "object",
         ),
         (
-            {
-                "tools": [
-                    {
-                        "type": "function",
-                        "function": {"name": "x", "parameters": {"properties": []}},
-                    }
-                ]
-            },
+            {"tools": [function("x", parameters={"properties": []})]},
             "tools.0.function.parameters.properties",
             "object",
         ),
         (
-            {
-                "tools": [
-                    {
-                        "type": "function",
-                        "function": {
-                            "name": "x",
-                            "strict": True,
-                            "parameters": {"properties": {"a": {"type": "nonsense"}}},
-                        },
-                    }
-                ]
-            },
+            {"tools": [function("x", strict=True, parameters=NO_SCHEMA)]},
             "tools.x.parameters",
             "no JSON schema",
         ),
         ({"tool_choice": "maybe"}, "tool_choice", "none, auto, required"),
         ({"tool_choice": "required", "tools": []}, "tool_choice", "only where there are"),
-        ({"tool_choice": NAMED}, "tool_choice", "'nobody'"),
+        ({"tool_choice": function("nobody")}, "tool_choice", "'nobody'"),
         ({"tool_choice": {"type": "custom"}}, "tool_choice.type", "function or allowed_tools"),
-        (
-            {
-                "tool_choice": {
-                    "type": "allowed_tools",
-                    "allowed_tools": {"mode": "x", "tools": []},
-                }
-            },
-            "tool_choice.allowed_tools.mode",
-            "auto or required",
-        ),
-        (
-            {
-                "tool_choice": {
-                    "type": "allowed_tools",
-                    "allowed_tools": {"mode": "auto", "tools": [NAMED]},
-                }
-            },
-            "tool_choice",
-            "'nobody'",
-        ),
+        ({"tool_choice": allowed("x")}, "tool_choice.allowed_tools.mode", "auto or required"),
+        ({"tool_choice": allowed("auto", function("nobody"))}, "tool_choice", "'nobody'"),
+        ({"tool_choice": allowed("required")}, "tool_choice", "only where there are"),
         ({"n": 2}, "n", "must be 1"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "bool"),
     ],
