@@ -144,8 +144,8 @@ def run_means(app: web.Application) -> RunMeans:
     def make_model(**options: Any) -> LoopModel:
         return LoopModel(app[UPSTREAM], loop=loop, think=think, **options)
 
-    def ask_client(run_id: str, call: CalledTool, *, alone: bool, stop: StopSignal) -> str:
-        return wait_on_loop(app[TOOL_DESK].ask(run_id, call, alone=alone), loop, stop)
+    def ask_client(run_id: str, call: CalledTool, *, together: int, stop: StopSignal) -> str:
+        return wait_on_loop(app[TOOL_DESK].ask(run_id, call, together=together), loop, stop)
 
     pool = app.get(JAIL_POOL)
     make_interpreter: MakeInterpreter = _make_inline

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 class RunMeans:
     """What every run of a worker shares: the factories and how to make models and interpreters.
 
-    `ask_client(run_id, call, alone=…, stop=…)` waits in the run's thread for what a client's tool gives;
+    `ask_client(run_id, call, together=…, stop=…)` waits in the run's thread for what a client's tool gives;
     without it no run has such tools.
     """
 
@@ -85,6 +85,7 @@ class _Drive:
         self._channel = channel
         self._stop = stop
         self._printed_live = False
+        self._reader = StepReader(writes_code=False)
         self._called: set[str] = set()
 
     def run(self) -> Event:
@@ -97,6 +98,7 @@ class _Drive:
         )
         with captured(_log_building):  # what libraries say while an agent is built is no reasoning
             agent = call_factory(self._means.agents[self._spec.agent], context)
+        self._reader = StepReader(writes_code=isinstance(agent, CodeAgent))
         try:
             self._fit(agent)
             return self._iterate(agent)
@@ -123,12 +125,14 @@ class _Drive:
         ask_client = self._means.ask_client
         if ask_client is None:
             raise InvalidRequest("'tools' cannot be used with this RUNNER.", param="tools")
-        # Code waits for one call before it makes the next.
-        alone = isinstance(agent, CodeAgent) or not self._spec.parallel_tool_calls
+        names = {python_name(tool.name) for tool in self._spec.tools}
 
         def ask(call: CalledTool) -> str:
             self._called.add(python_name(call.name))
-            return ask_client(self._spec.run_id, call, alone=alone, stop=self._stop)
+            # Code makes one call after the other; an agent that calls by name makes a step's at once.
+            at_once = sum(name in names for name in self._reader.calls)
+            together = at_once if at_once and self._spec.parallel_tool_calls else 1
+            return ask_client(self._spec.run_id, call, together=together, stop=self._stop)
 
         offer_tools(agent, self._spec.tools, ask, self._stop)
 
@@ -143,7 +147,7 @@ class _Drive:
 
     def _iterate(self, agent: MultiStepAgent) -> Event:
         spec = self._spec
-        reader = StepReader(writes_code=isinstance(agent, CodeAgent))
+        reader = self._reader
         must_call = [python_name(name) for name in spec.must_call]
         check = AnswerCheck(spec.answer_format, must_call, self._called, self._stop)
         check.install(agent)

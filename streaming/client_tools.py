@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from smolagents import CodeAgent, MultiStepAgent, Tool
+from smolagents import CodeAgent, MultiStepAgent, Tool, ToolCallingAgent
 from smolagents.tools import AUTHORIZED_TYPES
 
 from streaming.cancellation import StopSignal
@@ -24,6 +24,8 @@ from streaming.schema_check import check_schema, misfit
 # Blocks the calling thread until the client sent the result of a call.
 AskClient = Callable[[CalledTool], str]
 
+# Calls of one step that a ToolCallingAgent makes at once, where its author set no number.
+MAX_AT_ONCE = 64
 SECTION = "You also have these functions; use them where they help:"
 
 
@@ -102,6 +104,8 @@ def offer_tools(
                 param="tools",
             )
         agent.tools[tool.name] = tool
+    if isinstance(agent, ToolCallingAgent) and agent.max_tool_threads is None:
+        agent.max_tool_threads = MAX_AT_ONCE  # each of a step's calls waits in a thread
     _tell_of_tools(agent, [agent.tools[python_name(spec.name)] for spec in specs])
 
 

@@ -11,7 +11,7 @@ import resource
 import sys
 from typing import Any
 
-CPU_SECONDS = 5
+CPU_SECONDS = 2
 MEMORY_BYTES = 1 << 30
 
 

@@ -27,12 +27,14 @@ OUTPUT_MARK = "Last output from code snippet:\n"
 class StepReader:
     """Turns one run's items into events; `answer` is set once the run has concluded.
 
-    `writes_code`: the agent is a CodeAgent, whose code its steps carry.
+    `writes_code`: the agent is a CodeAgent, whose code its steps carry. `calls` are the names of the tools
+    that the present step calls by name, all of them before the first is called.
     """
 
     def __init__(self, *, writes_code: bool) -> None:
         self._writes_code = writes_code
         self._last_step: ActionStep | None = None
+        self.calls: list[str] = []
         self.answer: str | None = None
 
     @property
@@ -44,6 +46,7 @@ class StepReader:
         """The events of one item. `printed_live`: the step's prints have been sent already."""
         match item:
             case ActionStep():
+                self.calls.clear()
                 if item is not self._last_step and _has_content(item):
                     self._last_step = item
                     yield _step(item, printed_live=printed_live)
@@ -53,6 +56,7 @@ class StepReader:
                 self.answer = answer_text(item.output)
             case AgentToolCall():
                 if not (self._writes_code and item.name == CODE_TOOL):
+                    self.calls.append(item.name)
                     yield ToolCall(item.id, item.name, answer_text(item.arguments) or "")
             case ActionOutput() | ToolOutput() | ChatMessageStreamDelta():
                 pass  # contained in the step that follows, or streamed by the model itself

@@ -12,6 +12,7 @@ client a `Paused` event that names the calls, for the thread the result. All on 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 from weakref import WeakKeyDictionary
@@ -23,8 +24,8 @@ from streaming.run import Run
 from streaming.run_spec import CalledTool
 from streaming.supervisor import Supervisor
 
-# How long the first of several calls made at once waits for the others.
-GATHER_SECONDS = 0.02
+# How long calls that are made at once wait for one that may not come: its arguments were wrong.
+GATHER_SECONDS = 1.0
 # Of how many calls it is remembered what became of them, to tell a client that comes too late.
 MAX_PAST = 10_000
 
@@ -48,9 +49,12 @@ class _Asked:
 
 @dataclass
 class _Line:
-    """One run's calls. `turn` is held by the set that is out with the client."""
+    """One run's calls. `turn` is held by the set that is out with the client, `full` is set once all of the
+    next are here.
+    """
 
     untold: list[_Asked] = field(default_factory=list)
+    full: asyncio.Event = field(default_factory=asyncio.Event)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -73,8 +77,8 @@ class ToolDesk:
         self._out: dict[str, _Pause] = {}
         self._past: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
-    async def ask(self, run_id: str, call: CalledTool, *, alone: bool) -> str:
-        """What the client's tool gives. `alone`: no other call belongs to this one.
+    async def ask(self, run_id: str, call: CalledTool, *, together: int) -> str:
+        """What the client's tool gives. `together`: how many calls are made at once, this one among them.
 
         Raises CancelledError where the run ends before.
         """
@@ -84,13 +88,16 @@ class ToolDesk:
         line = self._lines.setdefault(run, _Line())
         asked = _Asked(call, asyncio.get_running_loop().create_future())
         line.untold.append(asked)
-        if not alone:
-            await asyncio.sleep(GATHER_SECONDS)
+        if len(line.untold) >= together:
+            line.full.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_SECONDS):
+                await line.full.wait()
         async with line.turn:
-            if asked in line.untold:
-                told = [asked] if alone else list(line.untold)
-                for one in told:
-                    line.untold.remove(one)
+            while asked in line.untold:
+                told = line.untold[:together]
+                del line.untold[:together]
+                line.full.clear()
                 await self._pause(run, told)
         return await asked.result
 

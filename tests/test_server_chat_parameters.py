@@ -12,7 +12,6 @@ from smolagents import CodeAgent
 from test_server_chat_agent import by_turn
 
 from server.chat_schema import ChatRequest
-from server.keys import SUPERVISOR
 from streaming.agent_context import AgentContext
 
 USER: list[dict[str, Any]] = [{"role": "user", "content": "go"}]
@@ -429,27 +428,14 @@ async def test_a_summary_for_want_of_steps_is_mended_too(
         assert len(upstream.requests) == 2 + 3
 
 
-HOSTILE: dict[str, tuple[dict[str, Any], str, str]] = {
-    "a circle": ({"$ref": "#"}, "{'a': 1}", "cannot be applied"),
-    "an address": ({"$ref": "http://127.0.0.1:1/x"}, "{'a': 1}", "cannot be applied"),
-    "a slow expression": (
-        {"properties": {"a": {"pattern": "^(a+)+$"}}},
-        "{'a': 'a' * 40 + '!'}",
-        "takes too long",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
 async def test_a_hostile_schema_holds_up_nobody_but_its_own_run(
-    upstream: FakeUpstream, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch, name: str
+    upstream: FakeUpstream, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schema, value, says = HOSTILE[name]
-    monkeypatch.setattr("streaming.schema_check.SECONDS", 1.0)
     monkeypatch.setattr("streaming.answer_check.MAX_MENDS", 0)
-    upstream.handler = scripted(lambda m: code(f"final_answer({value})"))
+    upstream.handler = scripted(lambda m: code("final_answer({'a': 'a' * 40 + '!'})"))
     gateway = await make_gateway()
-    asking = asyncio.ensure_future(gateway.post(ASK | wanted(schema)))
+    fields = wanted({"properties": {"a": {"pattern": "^(a+)+$"}}})
+    asking = asyncio.ensure_future(gateway.post(ASK | fields))
     await until(lambda: upstream.requests)
     answered = 0
     while not asking.done():  # an expression that held up this process would do so for ever
@@ -459,19 +445,4 @@ async def test_a_hostile_schema_holds_up_nobody_but_its_own_run(
     assert answered
     status, _, reply = await asking
     assert (status, reply["error"]["code"]) == (500, "answer_refused")
-    assert says in reply["error"]["message"]
-
-
-async def test_a_stop_ends_a_check_at_once(
-    upstream: FakeUpstream, make_gateway: MakeGateway
-) -> None:
-    schema, value, _ = HOSTILE["a slow expression"]
-    upstream.handler = scripted(lambda m: code(f"final_answer({value})"))
-    gateway = await make_gateway()
-    asking = asyncio.ensure_future(gateway.post(ASK | wanted(schema)))
-    await until(lambda: upstream.requests)
-    await asyncio.sleep(0.3)  # the check has begun, or it begins later: both must end
-    began = asyncio.get_running_loop().time()
-    asking.cancel()
-    await until(lambda: not gateway.app[SUPERVISOR].runs)
-    assert asyncio.get_running_loop().time() - began < 3  # its own limits are 5 and 20 seconds
+    assert "takes too long" in reply["error"]["message"]

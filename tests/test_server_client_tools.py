@@ -209,59 +209,94 @@ async def test_the_agent_is_told_of_the_tools_and_their_text_is_no_template(
         assert '"enum": ["C", "F"]' in system
 
 
-async def test_an_agent_that_calls_several_at_once_asks_for_all_in_one_reply(
-    upstream: FakeUpstream, make_gateway: MakeGateway
-) -> None:
-    def calls(*rows: tuple[str, dict[str, Any]]) -> bytes:
-        deltas = [
-            {"index": i, "id": f"u{i}", "function": {"name": n, "arguments": json.dumps(a)}}
-            for i, (n, a) in enumerate(rows)
-        ]
-        finish = {"index": 0, "delta": {}, "finish_reason": "tool_calls"}
-        events = [chunk(tool_calls=deltas), {"id": "u", "choices": [finish]}]
-        return b"".join(b"data: " + json.dumps(e).encode() + b"\n\n" for e in events)
+def calls_by_name(*rows: tuple[str, dict[str, Any]]) -> bytes:
+    """What a model sends that calls these tools at once."""
+    deltas = [
+        {"index": i, "id": f"u{i}", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        for i, (name, arguments) in enumerate(rows)
+    ]
+    finish = {"index": 0, "delta": {}, "finish_reason": "tool_calls"}
+    events = [chunk(tool_calls=deltas), {"id": "u", "choices": [finish]}]
+    return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
 
-    cities = [("get_weather", {"city": city}) for city in ("Paris", "Rome", "Oslo")]
+
+def cities_of(message: dict[str, Any]) -> list[str]:
+    return [json.loads(call["function"]["arguments"])["city"] for call in message["tool_calls"]]
+
+
+@pytest.fixture
+async def calling(upstream: FakeUpstream, make_gateway: MakeGateway) -> Gateway:
+    """A gateway whose agent `calling` calls the tools of CITIES at once, then answers "all"."""
 
     async def handler(request: Any) -> Any:
         is_first = len(upstream.requests) % 2 == 1
-        pieces = calls(*cities) if is_first else calls(("final_answer", {"answer": "three"}))
-        return await raw_reply([pieces])(request)
+        answer = ("final_answer", {"answer": "all"})
+        pieces = calls_by_name(*(("get_weather", {"city": city}) for city in CITIES))
+        return await raw_reply([pieces if is_first else calls_by_name(answer)])(request)
 
     upstream.handler = handler
-    gateway = await make_gateway(
+    return await make_gateway(
         {"calling": lambda context: ToolCallingAgent(tools=[], model=context.model)}
     )
-    status, _, reply = await gateway.post(ASK | {"model": "calling"})
+
+
+CITIES = ("Paris", "Rome", "Oslo", "Bonn", "Cork", "Bern", "Lyon", "Turin")
+ASK_CALLING = ASK | {"model": "calling"}
+
+
+async def test_an_agent_that_calls_several_at_once_asks_for_all_in_one_reply(
+    upstream: FakeUpstream, calling: Gateway
+) -> None:
+    status, _, reply = await calling.post(ASK_CALLING)
     assert status == 200
     message = message_of(reply)
-    asked = [json.loads(call["function"]["arguments"])["city"] for call in message["tool_calls"]]
-    assert sorted(asked) == ["Oslo", "Paris", "Rome"]
+    assert sorted(cities_of(message)) == sorted(CITIES)
     offered = upstream.bodies()[0]["tools"]
     assert WEATHER["function"]["parameters"] in [t["function"]["parameters"] for t in offered]
 
-    partial = with_results(message, *asked)[:-1]
-    status, _, refused = await gateway.post(ASK | {"model": "calling", "messages": partial})
-    assert status == 400
-    assert refused["error"]["code"] == "tool_results_missing"
-    assert message["tool_calls"][-1]["id"] in refused["error"]["message"]
+    partial = with_results(message, *CITIES)[:-1]
+    status, _, reply = await calling.post(ASK_CALLING | {"messages": partial})
+    assert (status, reply["error"]["code"]) == (400, "tool_results_missing")
+    assert message["tool_calls"][-1]["id"] in reply["error"]["message"]
 
-    backwards = with_results(message, *(f"in {city}" for city in asked))
+    backwards = with_results(message, *(f"in {city}" for city in cities_of(message)))
     backwards[2:] = reversed(backwards[2:])
-    _, _, reply = await gateway.post(ASK | {"model": "calling", "messages": backwards})
-    assert message_of(reply)["content"].endswith("three")
+    _, _, reply = await calling.post(ASK_CALLING | {"messages": backwards})
+    assert message_of(reply)["content"].endswith("all")
     seen = json.dumps(upstream.bodies()[1]["messages"])
-    assert all(f"in {city}" in seen for city in asked)
+    assert all(f"in {city}" in seen for city in CITIES)
 
-    _, _, reply = await gateway.post(ASK | {"model": "calling", "parallel_tool_calls": False})
-    messages = list(USER)
-    for _ in range(3):
-        assert len(message_of(reply)["tool_calls"]) == 1
+
+async def test_calls_that_are_not_to_be_parallel_come_one_by_one(calling: Gateway) -> None:
+    ask = ASK_CALLING | {"parallel_tool_calls": False}
+    _, _, reply = await calling.post(ask)
+    messages, asked = list(USER), []
+    for _ in CITIES:
+        (city,) = cities_of(message_of(reply))
+        asked.append(city)
         messages = with_results(message_of(reply), "fine", before=messages)
-        _, _, reply = await gateway.post(
-            ASK | {"model": "calling", "parallel_tool_calls": False, "messages": messages}
-        )
-    assert message_of(reply)["content"].endswith("three")
+        _, _, reply = await calling.post(ask | {"messages": messages})
+    assert sorted(asked) == sorted(CITIES)
+    assert message_of(reply)["content"].endswith("all")
+
+
+async def test_a_call_of_several_that_cannot_be_made_does_not_keep_the_others_waiting(
+    upstream: FakeUpstream, calling: Gateway
+) -> None:
+    replies = [
+        calls_by_name(("get_weather", {"city": "Paris"}), ("get_weather", {})),
+        calls_by_name(("final_answer", {"answer": "all"})),
+    ]
+
+    async def handler(request: Any) -> Any:
+        return await raw_reply([replies[len(upstream.requests) - 1]])(request)
+
+    upstream.handler = handler
+    _, _, reply = await calling.post(ASK_CALLING)
+    assert cities_of(message_of(reply)) == ["Paris"]
+    messages = with_results(message_of(reply), "warm")
+    _, _, reply = await calling.post(ASK_CALLING | {"messages": messages})
+    assert message_of(reply)["content"].endswith("all")
 
 
 async def test_json_that_a_tool_gives_is_an_object_for_code_and_text_stays_text(
@@ -480,7 +515,7 @@ async def test_a_drain_gives_paused_runs_their_time_and_then_ends_them(
     first = with_results(await paused(gateway), "warm")
     await paused(gateway)
     supervisor = gateway.app[SUPERVISOR]
-    draining = asyncio.ensure_future(drain(gateway.app, 5.0))
+    draining = asyncio.ensure_future(drain(gateway.app, 3.0))
     await until(lambda: supervisor.draining)
     status, _, reply = await gateway.post(ASK)
     assert (status, reply["error"]["code"]) == (503, "draining")
