@@ -171,7 +171,13 @@ async def _open(
     if options.base is None and embedded is not None:
         wait_ready = partial(embedded.wait_ready, EMBEDDED_WAIT_SECONDS)
     upstream = await stack.enter_async_context(
-        open_upstream(target, wait_ready=wait_ready, connect_seconds=settings.connect_seconds)
+        open_upstream(
+            target,
+            wait_ready=wait_ready,
+            connect_seconds=settings.connect_seconds,
+            # llama.cpp's server closes a connection after a stream, and does not say so before.
+            reuse=options.base is not None,
+        )
     )
     models = UpstreamModels(options.name, upstream, wanted=options.has_prefixes)
     stack.push_async_callback(models.close)

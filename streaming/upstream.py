@@ -124,13 +124,18 @@ async def open_upstream(
     wait_ready: Callable[[], Awaitable[None]] | None = None,
     connections: int = 0,
     connect_seconds: float = CONNECT_SECONDS,
+    reuse: bool = True,
 ) -> AsyncIterator[Upstream]:
     """An Upstream and the session it owns.
 
     `wait_ready` is awaited before every request: an upstream of our own may still be starting.
-    `connections` bounds the pool, 0 does not.
+    `connections` bounds the pool, 0 does not. Without `reuse` every request has a connection of its own.
     """
-    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS)
+    connector = aiohttp.TCPConnector(
+        limit=connections,
+        keepalive_timeout=KEEPALIVE_SECONDS if reuse else None,
+        force_close=not reuse,
+    )
     session = aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect_seconds),

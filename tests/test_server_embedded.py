@@ -18,6 +18,8 @@ from server import embedded
 from server.embedded import MODEL, EmbeddedUnavailable, EmbeddedUpstream
 from server.embedded_examples import EXAMPLES
 from server.embedded_prompt import make_prompt_templates, shape_request
+from server.settings import make_settings
+from server.upstreams import open_upstreams
 
 CHECKOUT = Path(embedded.__file__).parent.parent
 LOADED_SECONDS = 15
@@ -169,6 +171,18 @@ async def test_the_model_s_packages_are_not_imported_into_our_process() -> None:
     )
     out, _ = await child.communicate()
     assert out == b"set()\n"
+
+
+async def test_calls_in_quick_succession_meet_no_connection_that_is_being_closed(
+    upstream: EmbeddedUpstream,
+) -> None:
+    await upstream.wait_ready(LOADED_SECONDS)
+    async with open_upstreams(make_settings(), upstream) as upstreams:
+        for _ in range(20):
+            chunks = [
+                chunk async for chunk in upstreams.default.group.chat(HELLO | {"max_tokens": 1})
+            ]
+            assert any(chunk.finish_reason == "length" for chunk in chunks)
 
 
 STEP = {"model": MODEL, "stop": ["Observation:", "Calling tools:"], "stream": True}
