@@ -47,6 +47,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             upstream=route.group,
             scrub=route.scrub,
             finishes=asked.choices,
+            stream=bool(asked.stream),
         )
     agent = agent_for(model, agents, request.app[SETTINGS])
     return await _run_agent(request, body, agent, model)

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping
 
 from aiohttp import web
@@ -44,6 +45,7 @@ async def serve(
     try:
         site = _site(runner, settings)
         await site.start()
+        give_up_dead_peers(site, settings.stall_seconds)
         log.info("listening on %s", _address(runner, settings))
         _spare_the_collector()
         await told.wait()
@@ -61,6 +63,18 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+def give_up_dead_peers(site: web.BaseSite, seconds: float) -> None:
+    """Let the kernel end connections whose peer has acknowledged nothing for so long (Linux).
+
+    Accepted sockets inherit it from the listening one, which saves setting it for every stream.
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    server = getattr(site, "_server", None)  # aiohttp gives no other way to the sockets
+    for listening in server.sockets if server is not None and option is not None else ():
+        if listening.family != socket.AF_UNIX:
+            listening.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
 def _on_signal(told: asyncio.Event) -> None:

@@ -15,9 +15,9 @@ from sanitize.think import Segment
 from server.chat_request import json_object
 from server.chat_schema import ChatRequest
 from server.chat_wire import DONE, ChatWire, Tokens, completion, error_event
-from server.drain import counted, refuse_when_draining
+from server.drain import refuse_when_draining
 from server.errors import error_object, unexpected
-from server.keys import OUTCOME, REQUEST_ID, SETTINGS, SUPERVISOR, UPSTREAM, UPSTREAMS
+from server.keys import OUTCOME, RELAYS, REQUEST_ID, SETTINGS, SUPERVISOR, UPSTREAM, UPSTREAMS
 from server.run_ids import new_run_id
 from server.sse_writer import SseWriter
 from streaming.failures import Draining, SmolgateError
@@ -39,29 +39,28 @@ async def answer_plainly(
     for name in OURS:
         fields.pop(name, None)
     reply = _PlainReply(request, fields | {"model": request.app[UPSTREAM].model})
-    with counted(request.app):
+    task, relays = asyncio.current_task(), request.app[RELAYS]
+    assert task is not None
+    relays.add(task)
+    try:
         async with aclosing(reply.texts()) as texts:
             if asked.stream:
                 include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-                wire = ChatWire(
-                    run_id=new_run_id(),
-                    created=int(time.time()),
-                    model=model,
-                    include_usage=include_usage,
-                )
-                return await _stream(request, reply, texts, wire)
+                return await _stream(request, reply, texts, model, include_usage=include_usage)
             answer = "".join([text async for text in texts])
-            whole = completion(
-                run_id=new_run_id(),
-                created=int(time.time()),
-                model=model,
-                reasoning="",
-                answer=answer,
-                finish_reason=reply.finish_reason,
-                reasoning_format="none",
-                tokens=reply.tokens(),
-            )
-            return web.Response(body=encode_json(whole), content_type="application/json")
+    finally:
+        relays.discard(task)
+    whole = completion(
+        run_id=new_run_id(),
+        created=int(time.time()),
+        model=model,
+        reasoning="",
+        answer=answer,
+        finish_reason=reply.finish_reason,
+        reasoning_format="none",
+        tokens=reply.tokens(),
+    )
+    return web.Response(body=encode_json(whole), content_type="application/json")
 
 
 class _PlainReply:
@@ -105,9 +104,17 @@ class _PlainReply:
 
 
 async def _stream(
-    request: web.Request, reply: _PlainReply, texts: AsyncIterator[str], wire: ChatWire
+    request: web.Request,
+    reply: _PlainReply,
+    texts: AsyncIterator[str],
+    model: str,
+    *,
+    include_usage: bool,
 ) -> web.StreamResponse:
     settings = request.app[SETTINGS]
+    wire = ChatWire(
+        run_id=new_run_id(), created=int(time.time()), model=model, include_usage=include_usage
+    )
     first = asyncio.ensure_future(anext(texts, ""))
     try:
         await asyncio.wait([first], timeout=settings.heartbeat_seconds)

@@ -52,6 +52,7 @@ async def relay_route(request: web.Request) -> web.StreamResponse:
         upstream=route.group,
         scrub=route.scrub if is_text else None,
         finishes=asked.choices if is_text else 0,
+        stream=bool(asked.stream),
     )
 
 

@@ -16,8 +16,9 @@ from server.settings import Settings
 from server.upstream_models import UpstreamModels
 from server.upstream_settings import NOTHINK, UpstreamOptions
 from streaming.circuit_breaker import CircuitBreaker, State
+from streaming.pulse import Pulse
 from streaming.relay import ScrubOptions
-from streaming.silence_watch import SilenceLimits
+from streaming.silence_watch import LOOKS, SilenceLimits
 from streaming.upstream import Patience, Target, Upstream, open_upstream
 from streaming.upstream_group import GroupMember, RetryLimits, UpstreamGroup
 
@@ -71,10 +72,11 @@ class _Known:
 
 
 class Upstreams:
-    """Owned by `open_upstreams`."""
+    """Owned by `open_upstreams`. `pulse` watches over all that is relayed."""
 
-    def __init__(self, settings: Settings, known: Sequence[_Known]) -> None:
+    def __init__(self, settings: Settings, known: Sequence[_Known], pulse: Pulse) -> None:
         self._settings = settings
+        self.pulse = pulse
         self._known = tuple(known)
         self._exact: dict[str, UpstreamRoute] = {}
         ids = dict.fromkeys((settings.model, *_exact_ids(known)))
@@ -130,6 +132,7 @@ class Upstreams:
                     settings.relay_first_byte_seconds, settings.relay_idle_seconds
                 ),
                 patience=Patience(settings.first_token_seconds, settings.token_idle_seconds),
+                pulse=self.pulse,
             ),
             options={known.options.name: known.options for known in serving},
             tag_names=settings.think_tags,
@@ -145,14 +148,17 @@ async def open_upstreams(
     settings: Settings, embedded: "EmbeddedUpstream | None"
 ) -> AsyncIterator[Upstreams]:
     """All that the settings name; `embedded` stands for one without a base."""
+    shortest = min(
+        settings.relay_first_byte_seconds, settings.relay_idle_seconds, settings.heartbeat_seconds
+    )
+    pulse = Pulse(shortest / LOOKS)
     async with AsyncExitStack() as stack:
-        yield Upstreams(
-            settings,
-            [
-                await _open(stack, settings, options, embedded)
-                for options in settings.upstream_options()
-            ],
-        )
+        stack.callback(pulse.close)
+        known = [
+            await _open(stack, settings, options, embedded)
+            for options in settings.upstream_options()
+        ]
+        yield Upstreams(settings, known, pulse)
 
 
 async def _open(

@@ -17,7 +17,7 @@ from server.app import create_app
 from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
-from streaming.direct_body import DirectHandler
+from streaming.direct_exchange import DirectHandler
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Script = Callable[[list[dict[str, Any]]], str]
