@@ -577,6 +577,73 @@ async def test_results_that_are_sent_again_join_the_leg_that_they_began(
     assert await paused(gateway, headers={"Idempotency-Key": "first"}) == message
 
 
+async def test_an_sdks_retry_of_the_results_joins_the_leg_under_way(
+    upstream: FakeUpstream, gateway: Gateway
+) -> None:
+    messages = with_results(await paused(gateway), "warm")
+    gate = asyncio.Event()
+    upstream.handler = scripted(by_turn(*ONE_CALL), gate=gate)
+    ask = ASK | {"messages": messages}
+    asking = [asyncio.ensure_future(gateway.post(ask, headers={"x-stainless-retry-count": "0"}))]
+    await until(lambda: len(upstream.requests) == 2)
+    asking.append(
+        asyncio.ensure_future(gateway.post(ask, headers={"x-stainless-retry-count": "1"}))
+    )
+    (run,) = gateway.app[SUPERVISOR].runs.values()
+    await until(lambda: run.readers == 2)
+    gate.set()
+    first, second = await asyncio.gather(*asking)
+    assert first[0] == second[0] == 200
+    assert first[2] == second[2]
+    assert len(upstream.requests) == 2
+
+
+async def test_a_run_that_paused_unattended_tells_of_its_calls_to_who_comes_back(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    gate = asyncio.Event()
+    upstream.handler = scripted(by_turn(*ONE_CALL), gate=gate)
+    gateway = await make_gateway()
+    headers = {"Idempotency-Key": "mine", "X-On-Disconnect": "finish"}
+    leaving = asyncio.ensure_future(gateway.post(ASK | {"stream": True}, headers=headers))
+    await until(lambda: upstream.requests)
+    (run,) = gateway.app[SUPERVISOR].runs.values()
+    leaving.cancel()
+    await until(lambda: not run.readers)
+    gate.set()
+    await until(lambda: run.state == "paused")
+    events = await gateway.stream(ASK, headers=headers)
+    call = {"id": _call_id(events), "function": {"name": "get-weather"}}
+    messages = with_results({"role": "assistant", "tool_calls": [call]}, "warm")
+    _, _, reply = await gateway.post(ASK | {"messages": messages})
+    assert message_of(reply)["content"].endswith("sunny: warm")
+
+
+async def test_thirty_runs_on_four_slots_get_each_its_own_results(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    upstream.handler = scripted(
+        lambda m: code("a = get_weather('one')\nb = get_weather('two')\nfinal_answer(a + b)"),
+        pieces=1000,
+    )
+    gateway = await make_gateway(max_running=4)
+
+    async def one(number: int) -> None:
+        messages = USER
+        for name in ("one", "two"):
+            _, _, reply = await gateway.post(ASK | {"messages": messages})
+            assert cities_of(message_of(reply)) == [name]
+            messages = with_results(message_of(reply), f"<{number} {name}>", before=messages)
+        _, _, reply = await gateway.post(ASK | {"messages": messages})
+        assert message_of(reply)["content"].endswith(f"<{number} one><{number} two>")
+
+    await asyncio.gather(*map(one, range(30)))
+    supervisor = gateway.app[SUPERVISOR]
+    await until(lambda: not supervisor.runs)
+    assert supervisor.running == supervisor.queued == 0
+    assert len(upstream.requests) == 30
+
+
 async def test_a_tool_of_the_agent_keeps_its_name(make_gateway: MakeGateway) -> None:
     @tool
     def get_weather(city: str) -> str:
