@@ -41,6 +41,7 @@ bench: .venv/.tests ## measure; prints ratios
 	$(BIN)/python -m bench.request_costs
 	$(BIN)/python -m bench.relay --no-goals
 	$(BIN)/python -m bench.embedded_tasks
+	$(BIN)/python -m bench.conversations
 
 .PHONY: torture
 torture: .venv/.tests ## run the worst code that a model can write, and print what became of it

@@ -4,16 +4,17 @@ In: a request. Out: an agent's run or an upstream's reply, streamed or whole. A 
 byte is a status; after it, an error event and `[DONE]`, never a clean stop.
 """
 
-import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from aiohttp import web
 
 from server.agent_reply import collect_run, stream_run
+from server.agent_request import chat_request_of, run_spec_of
 from server.auth import allow_work
-from server.chat_request import chat_request_of, image_urls_of, route_of, run_spec_of
-from server.chat_wire import REASONING_FORMATS
-from server.idempotency import wish_of
+from server.chat_request import route_of
+from server.chat_schema import ChatRequest
+from server.conversation import image_urls_of
+from server.idempotency import Leg, wish_of
 from server.keys import (
     AGENTS,
     API_KEY,
@@ -23,13 +24,18 @@ from server.keys import (
     RUN_ID,
     SETTINGS,
     SUPERVISOR,
+    TOOL_DESK,
     UPSTREAMS,
 )
+from server.plain_reply import answer_plainly
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
+from server.run_ids import new_run_id
 from server.setting_values import leave_policy
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
+from server.tool_request import tool_results_of
+from server.ui_tasks import is_ui_task
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
 from streaming.run_spec import Image
 
@@ -79,46 +85,69 @@ async def _run_agent(
 ) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     asked = chat_request_of(body)
-    reasoning_format = asked.reasoning_format or settings.reasoning_format
-    if reasoning_format not in REASONING_FORMATS:
-        raise InvalidRequest(
-            f"'reasoning_format' must be one of {', '.join(REASONING_FORMATS)}.",
-            param="reasoning_format",
-        )
+    if settings.plain_ui_tasks and is_ui_task(asked):
+        return await answer_plainly(request, body, asked, model or agent)
+    leave_seconds = _leave_seconds(request, settings)
     fetched: dict[str, Image] = {}
     if (fetch := request.app.get(IMAGE_FETCH)) is not None:
-        fetched = await fetch.fetch_all(image_urls_of(asked))
-    spec = run_spec_of(
-        asked,
-        run_id=f"chatcmpl-{secrets.token_hex(14)}",
-        agent=agent,
-        tag_names=settings.think_tags,
-        fetched=fetched,
-    )
-    supervisor, replays = request.app[SUPERVISOR], request.app[REPLAYS]
-    leave_seconds = _leave_seconds(request, settings)
-    caller = request.get(API_KEY, "")
-    wish = wish_of(request.headers, body, caller)
-    run = replays.joinable(wish)
-    if run is None:
-        run = supervisor.submit(spec, key=caller, max_of_key=_most_runs(request))
-        replays.keep(wish, run)
+        fetched = await fetch.fetch_all(image_urls_of(asked.messages))
+    leg = _leg_for(request, body, asked, agent, fetched)
+    run = leg.run
     request[RUN_ID] = run.id
-    async with supervisor.reading(run, leave_seconds=leave_seconds):
+    reading = request.app[SUPERVISOR].reading(run, begin=leg.begin, leave_seconds=leave_seconds)
+    async with reading as reader:
         created = int(run.created)
+        reasoning_format = asked.reasoning_format or settings.reasoning_format
         if asked.stream:
             include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return await stream_run(
                 request,
                 run,
+                reader,
                 created=created,
                 model=model or agent,
                 reasoning_format=reasoning_format,
                 include_usage=include_usage,
             )
         return await collect_run(
-            request, run, created=created, model=model or agent, reasoning_format=reasoning_format
+            request,
+            run,
+            reader,
+            created=created,
+            model=model or agent,
+            reasoning_format=reasoning_format,
         )
+
+
+def _leg_for(
+    request: web.Request,
+    body: bytes,
+    asked: ChatRequest,
+    agent: str,
+    fetched: Mapping[str, Image],
+) -> Leg:
+    """What this request reads: of a run that it repeats, of one that waits for its results, or of a new one."""
+    caller = request.get(API_KEY, "")
+    replays = request.app[REPLAYS]
+    wish = wish_of(request.headers, body, caller)
+    leg = replays.joinable(wish)
+    if leg is not None:
+        return leg
+    if results := tool_results_of(asked.messages):
+        run = request.app[TOOL_DESK].answer(caller, results)
+        leg = Leg(run, run.leg_begin)
+    else:
+        spec = run_spec_of(
+            asked,
+            run_id=new_run_id(),
+            agent=agent,
+            tag_names=request.app[SETTINGS].think_tags,
+            fetched=fetched,
+        )
+        run = request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=_most_runs(request))
+        leg = Leg(run)
+    replays.keep(wish, leg)
+    return leg
 
 
 def _most_runs(request: web.Request) -> int:

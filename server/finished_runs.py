@@ -64,4 +64,5 @@ def run_object(run: Run) -> dict[str, Any]:
             "total_tokens": run.prompt_tokens + run.completion_tokens,
         },
         "outcome": run.ending,
+        "metadata": run.spec.metadata,
     }

@@ -14,6 +14,7 @@ from server.upstreams import Upstreams
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
 from streaming.supervisor import Supervisor
+from streaming.tool_desk import ToolDesk
 from streaming.upstream_group import UpstreamGroup
 
 if TYPE_CHECKING:  # the first is loaded only where it is used
@@ -27,6 +28,7 @@ SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 UPSTREAM: web.AppKey[UpstreamGroup] = web.AppKey("upstream", UpstreamGroup)
 UPSTREAMS: web.AppKey[Upstreams] = web.AppKey("upstreams", Upstreams)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
+TOOL_DESK: web.AppKey[ToolDesk] = web.AppKey("tool_desk", ToolDesk)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
 

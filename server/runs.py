@@ -1,7 +1,7 @@
 """`GET /v1/runs`, `GET /v1/runs/{id}`, `POST /v1/runs/{id}/cancel`: what runs now, and an end to it.
 
-A run's id is the id of its chat completion. A caller sees the runs of its own key; one that has ended can
-be asked for a while longer.
+A run's id is the id of its chat completion, the first of them where it paused. A caller sees the runs of its own
+key; one that has ended can be asked for a while longer.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from aiohttp import web
 
 from server.finished_runs import run_object
 from server.keys import API_KEY, FINISHED_RUNS, SUPERVISOR
+from server.run_ids import run_id_of
 from streaming.failures import RunNotFound, RunStopped
 from streaming.run import Run
 
@@ -34,7 +35,7 @@ async def cancel_run(request: web.Request) -> web.Response:
 
 
 def _run_of(request: web.Request) -> Run:
-    run = request.app[SUPERVISOR].runs.get(request.match_info["id"])
+    run = request.app[SUPERVISOR].runs.get(run_id_of(request.match_info["id"]))
     if run is None or not _is_callers(request, run):
         raise RunNotFound("There is no such run, or it has ended.", param="id")
     return run

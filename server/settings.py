@@ -64,6 +64,9 @@ class Settings:
     breaker_seconds: float
     stall_seconds: float
     max_per_key: int
+    max_paused: int
+    tool_result_seconds: float
+    plain_ui_tasks: bool
     idempotency_seconds: float
     runner: str
     jail: str

@@ -36,11 +36,16 @@ class MakeInterpreter(Protocol):
 
 @dataclass(frozen=True)
 class AgentContext:
-    """Passed to every factory. `make_model(shape=…, **options)` makes a model with call options."""
+    """Passed to every factory. `make_model(shape=…, **options)` makes a model with call options.
+
+    `user` and `metadata` are the request's.
+    """
 
     run_id: str
     make_model: Callable[..., LoopModel]
     embedded: bool
+    user: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property

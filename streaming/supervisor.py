@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from streaming.agent_run import failure_of
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
+from streaming.deadline import Deadline
 from streaming.failures import (
     AgentFailed,
     Busy,
@@ -31,7 +32,7 @@ from streaming.failures import (
     RunStopped,
     SmolgateError,
 )
-from streaming.run import Run
+from streaming.run import Run, RunReader
 from streaming.run_counts import RunCounts
 from streaming.run_spec import RunSpec
 
@@ -65,6 +66,7 @@ class Limits:
     max_per_key: int = 0  # 0: no limit
     queue_seconds: float = 30.0
     run_seconds: float = 600.0
+    max_paused: int = 128
     max_stuck: int = 4
 
 
@@ -110,15 +112,52 @@ class Supervisor:
         return None
 
     @asynccontextmanager
-    async def reading(self, run: Run, *, leave_seconds: float = 0.0) -> AsyncIterator[Run]:
-        """Be one of a run's readers. If the last one leaves early, the run is stopped in time."""
+    async def reading(
+        self, run: Run, *, begin: int = 0, leave_seconds: float = 0.0
+    ) -> AsyncIterator[RunReader]:
+        """Be one of a run's readers, of the leg that begins there. If the last one leaves early, the run is
+        stopped in time; one that has told its client of a pause does not leave early.
+        """
+        reader = run.reader(begin)
         run.readers += 1
+        has_left = True
         try:
-            yield run
+            yield reader
+            has_left = not reader.paused
         finally:
             run.readers -= 1
-            if run.readers == 0 and not run.concluded:
+            if has_left and run.readers == 0 and not run.concluded:
                 self._leave(run, leave_seconds)
+
+    def pause(self, run: Run) -> bool:
+        """The run waits for its client: it gives back its slot and its time stands still.
+
+        False where too many do already.
+        """
+        if sum(other.state == "paused" for other in self.runs.values()) >= self.limits.max_paused:
+            return False
+        if run.state == "running":
+            run.state = "paused"
+        if run.deadline is not None:
+            run.deadline.pause()
+        self._give_back_slot(run)
+        return True
+
+    async def resume(self, run: Run) -> None:
+        """Wait for a slot, before those that have not begun."""
+        if run.state == "paused":
+            run.state = "running"
+        if run.deadline is not None:
+            run.deadline.resume()
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = run, slot
+        self._waiting.appendleft(entry)
+        self._fill_slots()
+        try:
+            await slot
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
 
     def submit(self, spec: RunSpec, *, key: str = "", max_of_key: int | None = None) -> Run:
         """Admit a run, which then goes on by itself. Raises Busy, Draining.
@@ -152,7 +191,7 @@ class Supervisor:
     async def drain(self, seconds: float) -> None:
         """Admit nothing more, let runs finish for a while, then stop them, and wait for that."""
         self.draining = True
-        for run, _ in list(self._waiting):
+        for run in [run for run, _ in self._waiting if run.started is None]:
             self.stop(run, Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
@@ -183,8 +222,7 @@ class Supervisor:
                 try:
                     await self._work(run)
                 finally:
-                    self._running -= 1
-                    self._fill_slots()
+                    self._give_back_slot(run)
         except Exception:
             log.exception("run %s failed", run.id)
         finally:
@@ -217,13 +255,12 @@ class Supervisor:
         return False
 
     async def _work(self, run: Run) -> None:
-        loop = asyncio.get_running_loop()
         run.started = time.time()
         self.counts.queue_seconds.observe(run.started - run.created)
         run.state = "running"
         work = self._runner.start(run.spec, run.channel, run.stop_signal)
         stopped = asyncio.Event()
-        deadline = loop.call_later(self.limits.run_seconds, self._overran, run)
+        run.deadline = Deadline(self.limits.run_seconds, lambda: self._overran(run))
         try:
             with run.stop_signal.watched_by(stopped.set):
                 await _first_of(work.done, stopped)
@@ -231,7 +268,7 @@ class Supervisor:
                 await self._end(run, work)
             work.done.exception()
         finally:
-            deadline.cancel()
+            run.deadline.cancel()
 
     def _overran(self, run: Run) -> None:
         self.stop(
@@ -274,10 +311,17 @@ class Supervisor:
 
     def _fill_slots(self) -> None:
         while self._waiting and self._running < self.limits.max_running:
-            _, slot = self._waiting.popleft()
-            if not slot.done():
+            run, slot = self._waiting.popleft()
+            if not slot.done() and not run.stop_signal.is_set:
                 slot.set_result(None)
+                run.has_slot = True
                 self._running += 1
+
+    def _give_back_slot(self, run: Run) -> None:
+        if run.has_slot:
+            run.has_slot = False
+            self._running -= 1
+            self._fill_slots()
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

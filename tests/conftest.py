@@ -142,7 +142,13 @@ def chunk(**delta: Any) -> dict[str, Any]:
     return {"id": "u", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
 
 
-def scripted(script: Script, *, pieces: int = 4, gate: asyncio.Event | None = None) -> Handler:
+def scripted(
+    script: Script,
+    *,
+    pieces: int = 4,
+    gate: asyncio.Event | None = None,
+    finish_reason: str = "stop",
+) -> Handler:
     """A model that answers with what `script` says to the messages, `pieces` characters a delta."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -153,7 +159,7 @@ def scripted(script: Script, *, pieces: int = 4, gate: asyncio.Event | None = No
             if gate is not None:
                 await gate.wait()
             await _send(response, chunk(content=text[begin : begin + pieces]))
-        finish: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        finish: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": finish_reason}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         await _send(response, {"id": "u", "choices": [finish], "usage": usage})
         await response.write(b"data: [DONE]\n\n")

@@ -23,6 +23,9 @@ from server.upstream_settings import BadEntry
 from streaming.failures import InvalidKey, KeyLimit
 
 ASK = {"messages": [{"role": "user", "content": "hello"}]}
+# What Open WebUI asks besides, of the upstream's model alone.
+TITLE_PROMPT = "### Task:\nGenerate a title.\n<chat_history>\nUSER: hello\n</chat_history>"
+TITLE = {"messages": [{"role": "user", "content": TITLE_PROMPT}]}
 PLAIN = ASK | {"model": "up/model"}
 
 
@@ -137,12 +140,16 @@ async def test_runs_at_one_time_are_limited_per_key(
     assert [(await run)[0] for run in runs] == [200, 200, 200]
 
 
+@pytest.mark.parametrize("asked", [ASK, TITLE], ids=["a run", "a title"])
 async def test_an_agent_s_tokens_count_for_the_day(
-    make_gateway: MakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_gateway: MakeGateway,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
 ) -> None:
     path = keys_file(tmp_path, {"name": "k", "key": hash_of("k1"), "tokens_per_day": 15})
     gateway = await make_gateway(api_keys_file=path)
-    status, _, body = await gateway.post(ASK, **bearer("k1"))
+    status, _, body = await gateway.post(asked, **bearer("k1"))
     assert (status, body["usage"]["total_tokens"]) == (200, 15)
     for refused in (ASK, PLAIN):
         status, headers, body = await gateway.post(refused, **bearer("k1"))
