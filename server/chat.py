@@ -22,6 +22,8 @@ from server.settings_table import DEFAULT_AGENT
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
 
 CHAT_PATH = "/chat/completions"
+# The id asked for stands in every chunk, and no event may near 64 KiB.
+MAX_MODEL_CHARACTERS = 256
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -49,9 +51,13 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 def agent_for(model: str | None, agents: Iterable[str], settings: Settings) -> str:
-    """The agent that answers for a model id. Raises ModelNotFound."""
+    """The agent that answers for a model id. Raises ModelNotFound, InvalidRequest."""
     if not model:
         return DEFAULT_AGENT
+    if len(model) > MAX_MODEL_CHARACTERS:
+        raise InvalidRequest(
+            f"'model' must have at most {MAX_MODEL_CHARACTERS} characters.", param="model"
+        )
     if model in agents:
         return model
     if settings.unknown_model == "agent":

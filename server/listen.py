@@ -15,6 +15,7 @@ from aiohttp import web
 
 from server.app import create_app
 from server.drain import drain
+from server.http_runner import HttpRunner
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
 
@@ -33,8 +34,7 @@ async def serve(
     app = create_app(settings, agents)
     if also is not None:
         also(app)
-    # Without handler_cancellation a handler never learns that its client left.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = HttpRunner(app)
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
