@@ -15,6 +15,7 @@ from aiohttp import web
 from server.chat_wire import DONE, TRUNCATED, ChatWire, Tokens, completion, error_event
 from server.errors import error_object, error_response, unexpected
 from server.keys import OUTCOME, REQUEST_ID, SETTINGS
+from server.padded_reply import PaddedReply
 from server.sse_writer import SseWriter
 from streaming.events import Event
 from streaming.json_codec import encode_json
@@ -27,26 +28,59 @@ MAX_REASONING_CHARACTERS = 1 << 20
 
 async def collect_run(
     request: web.Request, run: Run, *, created: int, model: str, reasoning_format: str
-) -> web.Response:
-    """The whole run as one completion, or as an error that is not to be retried."""
-    transcript = Transcript(tag_names=request.app[SETTINGS].think_tags)
-    reasoning = _Collected()
-    async for events in run.reader():
-        for event in events:
-            reasoning.add(transcript.feed(event))
-    if transcript.failure is not None:
-        request[OUTCOME] = run.outcome or "failed"
-        return error_response(transcript.failure, work_begun=run.started is not None)
+) -> web.StreamResponse:
+    """The whole run as one completion, or as an error that is not to be retried.
+
+    Raises ConnectionError when the client is gone.
+    """
+    settings = request.app[SETTINGS]
+    padded = PaddedReply(
+        request,
+        first_seconds=settings.padding_seconds,
+        every_seconds=settings.heartbeat_seconds,
+    )
+    try:
+        transcript = Transcript(tag_names=settings.think_tags)
+        reasoning = _Collected()
+        reader = run.reader()
+        while events := await padded.read(reader):
+            for event in events:
+                reasoning.add(transcript.feed(event))
+        if transcript.failure is not None:
+            request[OUTCOME] = run.outcome or "failed"
+            if padded.begun:
+                run.end_untold = True
+                return padded.cut()
+            return error_response(transcript.failure, work_begun=run.started is not None)
+        body = _completion_of(run, transcript, reasoning.text(), created, model, reasoning_format)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if not padded.begun:
+            raise
+        request[OUTCOME] = unexpected(request, error).code or "failed"
+        return padded.cut()
+    return await padded.finish(body)
+
+
+def _completion_of(
+    run: Run,
+    transcript: Transcript,
+    reasoning: str,
+    created: int,
+    model: str,
+    reasoning_format: str,
+) -> bytes:
     reply = completion(
         run_id=run.id,
         created=created,
         model=model,
-        reasoning=reasoning.text(),
+        reasoning=reasoning,
         answer=transcript.answer or "",
         reasoning_format=reasoning_format,
         tokens=_tokens(transcript),
     )
-    return web.Response(body=encode_json(reply), content_type="application/json")
+    return encode_json(reply)
 
 
 async def stream_run(

@@ -32,7 +32,8 @@ State = Literal["queued", "running", "stopping", "done"]
 class Run:
     """Create it on the event loop. `outcome` is "ok", or the code of what ended it.
 
-    `readers` counts the clients that want its events; the supervisor keeps it.
+    `readers` counts the clients that want its events; the supervisor keeps it. `end_untold`: how it
+    ended could be told to its client by a broken connection only.
     """
 
     def __init__(self, spec: RunSpec, *, key: str) -> None:
@@ -47,6 +48,7 @@ class Run:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.readers = 0
+        self.end_untold = False
         self.stop_signal = StopSignal()
         self.channel = Channel()
         self._log: list[Event] = []
