@@ -27,12 +27,14 @@ IDS = ("direct", "HTTP/1.0", "HTTP/1.1")
 PADDED = {"padding_seconds": 0.2, "heartbeat_seconds": 0.2}
 
 
-async def ask(gateway: Gateway, through: str | None, *, retries: int = 2) -> ChatCompletion:
+async def ask(
+    gateway: Gateway, through: str | None, *, patience: str = "60s", retries: int = 2
+) -> ChatCompletion:
     """Ask by the SDK; `through` is more of an nginx's configuration, None for no nginx."""
     with ExitStack() as stack:
         base = gateway.base
         if through is not None:
-            nginx = nginx_before(base, read_timeout="1s", more=through)
+            nginx = nginx_before(base, read_timeout=patience, more=through)
             base = stack.enter_context(nginx)
         client = AsyncOpenAI(base_url=f"{base}/v1", api_key="none", max_retries=retries, timeout=60)
         async with client:
@@ -63,8 +65,8 @@ def failing(seconds: float) -> Any:
 async def test_a_run_longer_than_a_proxys_patience_is_answered(
     upstream: FakeUpstream, make_gateway: MakeGateway, through: str
 ) -> None:
-    upstream.handler = slow(2.5, "<code>\nfinal_answer('late')\n</code>")
-    reply = await ask(await make_gateway(**PADDED), through)
+    upstream.handler = slow(6, "<code>\nfinal_answer('late')\n</code>")
+    reply = await ask(await make_gateway(**PADDED), through, patience="4s")
     assert (reply.choices[0].message.content or "").endswith("late")
     assert len(upstream.requests) == 1
 
@@ -74,7 +76,7 @@ async def test_without_blanks_the_proxy_gives_up(
 ) -> None:
     upstream.handler = slow(30, "")
     with pytest.raises(InternalServerError) as caught:
-        await ask(await make_gateway(padding_seconds=0.0), "", retries=0)
+        await ask(await make_gateway(padding_seconds=0.0), "", patience="1s", retries=0)
     assert caught.value.status_code == 504
 
 
@@ -82,7 +84,7 @@ async def test_without_blanks_the_proxy_gives_up(
 async def test_a_failure_after_blanks_reaches_the_sdk_and_the_run_is_not_repeated(
     upstream: FakeUpstream, make_gateway: MakeGateway, through: str | None
 ) -> None:
-    upstream.handler = failing(1.5)
+    upstream.handler = failing(0.7)
     with pytest.raises(InternalServerError) as caught:
         await ask(await make_gateway(**PADDED), through)
     assert caught.value.status_code == 500
@@ -95,7 +97,7 @@ async def test_a_failure_after_blanks_reaches_the_sdk_and_the_run_is_not_repeate
 async def test_a_client_that_does_not_repeat_sees_a_broken_connection(
     upstream: FakeUpstream, make_gateway: MakeGateway, through: str | None
 ) -> None:
-    upstream.handler = failing(1.5)
+    upstream.handler = failing(0.7)
     with pytest.raises(APIConnectionError):
         await ask(await make_gateway(**PADDED), through, retries=0)
 
