@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from server import chat, health, models, parts, relay_routes, runs
+from server import chat, health, models, openapi, parts, relay_routes, runs
 from server.auth import auth_middleware
 from server.errors import error_middleware
 from server.keys import AGENTS, CODE_IMPORTS, RELAYS, SETTINGS
@@ -30,6 +30,7 @@ def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Ap
     for prefix in ("", "/v1"):
         app.router.add_get(f"{prefix}/healthz", health.healthz)
         app.router.add_get(f"{prefix}/readyz", health.readyz)
+        app.router.add_get(f"{prefix}/openapi.json", openapi.openapi)
         app.router.add_get(f"{prefix}/models", models.list_models)
         app.router.add_get(f"{prefix}/models/{{id:.+}}", models.get_model)
         app.router.add_post(f"{prefix}/chat/completions", chat.chat_completions)
