@@ -10,19 +10,26 @@ from aiohttp import web
 from server import chat, health, models, openapi, parts, relay_routes, runs
 from server.auth import auth_middleware
 from server.errors import error_middleware
-from server.keys import AGENTS, CODE_IMPORTS, RELAYS, SETTINGS
+from server.identity import Identity
+from server.keys import AGENTS, CODE_IMPORTS, IDENTITY, RELAYS, SETTINGS
 from server.request_log import request_log_middleware
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
 
 
-def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Application:
-    """An application that serves these agents and the settings' upstream."""
+def create_app(
+    settings: Settings, agents: Mapping[str, AgentFactory], *, identity: Identity | None = None
+) -> web.Application:
+    """An application that serves these agents and the settings' upstream.
+
+    `identity` gives runs their ids and times; a test that holds bytes against a file has its own.
+    """
     app = web.Application(
         middlewares=[request_log_middleware, error_middleware, auth_middleware],
         client_max_size=settings.max_body_bytes,
     )
     app[SETTINGS] = settings
+    app[IDENTITY] = identity or Identity()
     app[AGENTS] = dict(agents)
     app[CODE_IMPORTS] = getattr(agents, "code_imports", frozenset())
     app[RELAYS] = set()

@@ -4,7 +4,6 @@ In: a request. Out: an agent's run or an upstream's reply, streamed or whole. A 
 byte is a status; after it, an error event and `[DONE]`, never a clean stop.
 """
 
-import secrets
 from collections.abc import Iterable
 
 from aiohttp import web
@@ -13,7 +12,7 @@ from server.agent_reply import collect_run, stream_run
 from server.chat_request import chat_request_of, route_of, run_spec_of
 from server.chat_wire import REASONING_FORMATS
 from server.idempotency import wish_of
-from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAMS
+from server.keys import AGENTS, API_KEY, IDENTITY, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAMS
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
 from server.setting_values import leave_policy
@@ -78,7 +77,7 @@ async def _run_agent(
         )
     spec = run_spec_of(
         asked,
-        run_id=f"chatcmpl-{secrets.token_hex(14)}",
+        run_id=request.app[IDENTITY].new_id(),
         agent=agent,
         tag_names=settings.think_tags,
     )

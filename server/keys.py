@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from server.idempotency import Replays
+from server.identity import Identity
 from server.settings import Settings
 from server.upstreams import Upstreams
 from streaming.agent_context import AgentFactory
@@ -24,6 +25,7 @@ SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
 
+IDENTITY: web.AppKey[Identity] = web.AppKey("identity", Identity)
 JAIL_POOL: web.AppKey[JailPool] = web.AppKey("jail_pool", JailPool)
 REPLAYS: web.AppKey[Replays] = web.AppKey("replays", Replays)
 

@@ -18,6 +18,7 @@ from server.keys import (
     AGENTS,
     CODE_IMPORTS,
     EMBEDDED,
+    IDENTITY,
     JAIL_POOL,
     REPLAYS,
     SETTINGS,
@@ -119,6 +120,7 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
             queue_seconds=settings.queue_seconds,
             run_seconds=settings.run_seconds,
         ),
+        now=app[IDENTITY].now,
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
     with capture_installed():

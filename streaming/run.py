@@ -36,11 +36,11 @@ class Run:
     ended could be told to its client by a broken connection only.
     """
 
-    def __init__(self, spec: RunSpec, *, key: str) -> None:
+    def __init__(self, spec: RunSpec, *, key: str, created: float | None = None) -> None:
         self.spec = spec
         self.key = key
         self.state: State = "queued"
-        self.created = time.time()
+        self.created = time.time() if created is None else created
         self.started: float | None = None
         self.ended: float | None = None
         self.outcome: str | None = None

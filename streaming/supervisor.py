@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,8 +70,11 @@ class Limits:
 class Supervisor:
     """One per server, on its event loop."""
 
-    def __init__(self, runner: Runner, limits: Limits) -> None:
+    def __init__(
+        self, runner: Runner, limits: Limits, *, now: Callable[[], float] = time.time
+    ) -> None:
         self._runner = runner
+        self._now = now
         self.limits = limits
         self.runs: dict[str, Run] = {}
         self.stuck = 0
@@ -113,7 +116,7 @@ class Supervisor:
     def submit(self, spec: RunSpec, *, key: str = "") -> Run:
         """Admit a run, which then goes on by itself. Raises Busy, Draining."""
         self._refuse_if_full(key)
-        run = Run(spec, key=key)
+        run = Run(spec, key=key, created=self._now())
         self.runs[run.id] = run
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((run, slot))
