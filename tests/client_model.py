@@ -30,8 +30,11 @@ OUTER = "from the outer agent"
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 HEAD = {"id": "u", "object": "chat.completion.chunk", "created": 1, "model": "up/model"}
 
+_CITY_QUESTION = "What is the capital of France? Answer as JSON."
 _CODE = {
     "go": f"print({PRINTED!r})\nfinal_answer({ANSWER!r})",
+    "What is 17 * 23?": f"print({PRINTED!r})\nfinal_answer({ANSWER!r})",
+    _CITY_QUESTION: f"final_answer({CITY!r})",
     "fail": f"print({PRINTED!r})",
     "city as JSON": f"final_answer({CITY!r})",
     # In pieces, since code that holds the tags would end there.
@@ -81,7 +84,7 @@ async def model(request: web.Request) -> web.StreamResponse:
 async def _for_agent(request: web.Request, messages: list[dict[str, Any]]) -> web.StreamResponse:
     texts = [_text(message["content"]) for message in messages]
     tasks = "\n".join(texts[1:]).rpartition("New task:")[2]
-    task = next(task for task in _CODE if re.search(rf"^{task}$", tasks, re.MULTILINE))
+    task = next(task for task in _CODE if re.search(rf"^{re.escape(task)}$", tasks, re.MULTILINE))
     wrote = any(f"print({PRINTED!r})" in text for text in texts)
     if task == "fail" and wrote:
         return _broken()
