@@ -36,20 +36,19 @@ async def collect_run(
     settings = request.app[SETTINGS]
     padded = PaddedReply(
         request,
+        run,
         first_seconds=settings.padding_seconds,
         every_seconds=settings.heartbeat_seconds,
     )
     try:
         transcript = Transcript(tag_names=settings.think_tags)
         reasoning = _Collected()
-        reader = run.reader()
-        while events := await padded.read(reader):
+        while events := await padded.read():
             for event in events:
                 reasoning.add(transcript.feed(event))
         if transcript.failure is not None:
             request[OUTCOME] = run.outcome or "failed"
             if padded.begun:
-                run.end_untold = True
                 return padded.cut()
             return error_response(transcript.failure, work_begun=run.started is not None)
         body = _completion_of(run, transcript, reasoning.text(), created, model, reasoning_format)

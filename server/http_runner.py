@@ -7,12 +7,13 @@ with a request id like every other error, and one log line rather than a traceba
 
 import asyncio
 import logging
-import secrets
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from server.errors import error_response, of_http_error, unexpected
+from server.keys import REQUEST_ID
+from server.request_log import new_request_id
 from streaming.failures import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,16 @@ class _Connection(web.RequestHandler):
         """
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun: no other can follow")
-        if status >= 500 and isinstance(exc, Exception):
-            response = error_response(unexpected(request, exc), work_begun=True)
+        request_id = request.get(REQUEST_ID) or new_request_id()
+        if status >= 500:
+            request[REQUEST_ID] = request_id
+            error = exc if isinstance(exc, Exception) else TimeoutError()
+            response = error_response(unexpected(request, error), work_begun=True)
         else:
-            log.info("refused what is no HTTP: %s", type(exc).__name__)
+            log.info("refused what is no HTTP: %s %s", type(exc).__name__, request_id)
             what = "has a line that is too long" if isinstance(exc, LineTooLong) else "is no HTTP"
             response = error_response(InvalidRequest(f"The request {what}."))
-        response.headers["x-request-id"] = f"req-{secrets.token_hex(12)}"
+        response.headers["x-request-id"] = request_id
         response.force_close()
         return response
 
@@ -74,6 +78,8 @@ class _Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """aiohttp's own errors from outside the middlewares, as JSON."""
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            request_id = new_request_id()
+            log.info("refused with %d outside the application: %s", resp.status, request_id)
             resp = of_http_error(resp)
-            resp.headers["x-request-id"] = f"req-{secrets.token_hex(12)}"
+            resp.headers["x-request-id"] = request_id
         return await super().finish_response(request, resp, start_time)

@@ -1,6 +1,6 @@
 """A reply that is no stream, kept alive while its run goes on: blanks before the JSON.
 
-In: a run's reader. Out: its events, and on the wire, once the run takes long, a 200 whose body begins
+In: a run. Out: its events, and on the wire, once the run takes long, a 200 whose body begins
 with a blank every so often, which JSON allows and every client's parser skips. Measured with nginx 1.22
 (60 s of silence end a request), the OpenAI SDKs for Python and Node, and curl:
 
@@ -24,7 +24,7 @@ from aiohttp import HttpVersion11, web
 
 from server.keys import REQUEST_ID
 from streaming.events import Event
-from streaming.run import RunReader
+from streaming.run import Run
 
 BLANK = b" "
 
@@ -32,8 +32,12 @@ BLANK = b" "
 class PaddedReply:
     """One reply. `begun` once a blank was sent: from then on use `finish` or `cut`."""
 
-    def __init__(self, request: web.Request, *, first_seconds: float, every_seconds: float) -> None:
+    def __init__(
+        self, request: web.Request, run: Run, *, first_seconds: float, every_seconds: float
+    ) -> None:
         self._request = request
+        self._run = run
+        self._reader = run.reader()
         self._every_seconds = every_seconds
         self._response: web.StreamResponse | None = None
         pads = first_seconds > 0 and _tells_a_cut(request)
@@ -43,14 +47,14 @@ class PaddedReply:
     def begun(self) -> bool:
         return self._response is not None
 
-    async def read(self, reader: RunReader) -> list[Event]:
-        """The reader's next events. Raises ConnectionError when the client is gone."""
+    async def read(self) -> list[Event]:
+        """The run's next events, none after its end. Raises ConnectionError when the client is gone."""
         while True:
             if self._next is not None and _now() >= self._next:
                 await self._pad()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._next):
-                    return await reader.read()
+                    return await self._reader.read()
 
     async def finish(self, body: bytes) -> web.StreamResponse:
         """The JSON, as a whole response or as the end of the one that was begun."""
@@ -58,6 +62,7 @@ class PaddedReply:
             return web.Response(body=body, content_type="application/json")
         await self._response.write(body)
         await self._response.write_eof()
+        self._run.end_untold = False
         return self._response
 
     def cut(self) -> web.StreamResponse:
@@ -80,6 +85,7 @@ class PaddedReply:
                 "X-Accel-Buffering": "no",
                 "x-request-id": self._request[REQUEST_ID],
             }
+            self._run.end_untold = True
             self._response = web.StreamResponse(headers=headers)
             await self._response.prepare(self._request)
         await self._response.write(BLANK)

@@ -31,7 +31,7 @@ _HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 async def request_log_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id and log it at its end, however it ends."""
     given = request.headers.get("X-Request-Id", "")
-    request_id = given if _HARMLESS_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    request_id = given if _HARMLESS_ID.fullmatch(given) else new_request_id()
     request[REQUEST_ID] = request_id
     began = time.monotonic()
     status = CLIENT_GONE
@@ -57,6 +57,10 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
                 request.get(OUTCOME) or _outcome_of(status),
                 request_id,
             )
+
+
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
 
 
 def _outcome_of(status: int) -> str:

@@ -32,8 +32,8 @@ State = Literal["queued", "running", "stopping", "done"]
 class Run:
     """Create it on the event loop. `outcome` is "ok", or the code of what ended it.
 
-    `readers` counts the clients that want its events; the supervisor keeps it. `end_untold`: how it
-    ended could be told to its client by a broken connection only.
+    `readers` counts the clients that want its events; the supervisor keeps it. `end_untold`: should
+    it fail, its client can be told so by a broken connection only.
     """
 
     def __init__(self, spec: RunSpec, *, key: str, created: float | None = None) -> None:

@@ -131,15 +131,25 @@ async def test_an_unforeseen_error_after_blanks_breaks_off_too(
     assert (status, reply["error"]["code"]) == (500, "internal_error")
 
 
-class Reader:
+class SilentRun:
     """A run that says nothing for a while and then has ended."""
 
     def __init__(self) -> None:
+        self.end_untold = False
         self._end = asyncio.get_running_loop().time() + 0.3
+
+    def reader(self) -> "SilentRun":
+        return self
 
     async def read(self) -> list[Any]:
         await asyncio.sleep(self._end - asyncio.get_running_loop().time())
         return []
+
+
+def padded_reply(request: web.Request) -> PaddedReply:
+    request[REQUEST_ID] = "r"
+    run: Any = SilentRun()
+    return PaddedReply(request, run, first_seconds=0.05, every_seconds=0.05)
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -147,10 +157,8 @@ def test_on_either_loop_a_cut_is_a_reset_that_http_1_0_can_see(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
-        request[REQUEST_ID] = "r"
-        reader = Reader()
-        padded = PaddedReply(request, first_seconds=0.05, every_seconds=0.05)
-        await padded.read(reader)  # type: ignore[arg-type]
+        padded = padded_reply(request)
+        await padded.read()
         return padded.cut()
 
     async def main() -> None:
@@ -175,9 +183,8 @@ async def test_where_a_cut_could_not_be_told_there_are_no_blanks(tmp_path: Path)
     begun = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        reader = Reader()
-        padded = PaddedReply(request, first_seconds=0.01, every_seconds=0.01)
-        await padded.read(reader)  # type: ignore[arg-type]
+        padded = padded_reply(request)
+        await padded.read()
         begun.append(padded.begun)
         return await padded.finish(b"{}")
 

@@ -77,7 +77,7 @@ class _Stream:
             self._broken.append("no [DONE]")
         if self._finish is None and not self._error:
             self._broken.append("neither finish nor error")
-        if (self._finish == "error") > self._error:
+        if self._finish == "error" and not self._error:
             self._broken.append("finish_reason error without an error")
         if self._strict and len(self._heads) > 1:
             self._broken.append("several ids, times or models")

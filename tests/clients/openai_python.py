@@ -1,4 +1,4 @@
-"""openai for Python, 1.x, 2.x and 3.x: prints as JSON what it made of the gateway at $BASE_URL."""
+"""openai for Python, 1.x, 2.x and 3.x: prints as JSON what it made of the gateway at $OPENAI_BASE_URL."""
 
 import json
 
