@@ -123,7 +123,7 @@ async def test_a_run_that_waits_too_long_in_the_queue(
 ) -> None:
     gate = asyncio.Event()
     upstream.handler = scripted(lambda m: CODE, gate=gate)
-    gateway = await make_gateway(max_running=1, queue_seconds=0.4, heartbeat_seconds=heartbeat)
+    gateway = await make_gateway(max_running=1, queue_seconds=1.0, heartbeat_seconds=heartbeat)
     first = asyncio.ensure_future(tell(gateway, streamed=True))
     await until(lambda: upstream.requests)
     told = await tell(gateway, streamed=streamed)
@@ -196,13 +196,13 @@ async def test_a_model_that_breaks_off_in_its_text(
 
 
 @STREAMED
-@pytest.mark.parametrize("jail", ["off", "auto"])
+@pytest.mark.parametrize(("jail", "seconds"), [("off", 2.0), ("auto", 5.0)])
 async def test_a_run_that_ends_in_the_middle_of_a_step(
-    upstream: FakeUpstream, make_gateway: MakeGateway, streamed: bool, jail: str
+    upstream: FakeUpstream, make_gateway: MakeGateway, streamed: bool, jail: str, seconds: float
 ) -> None:
     endless = "<code>\nprint('begun')\nn = 0\nwhile n < 10**9:\n    n += 1\n</code>"
     upstream.handler = scripted(lambda m: endless, pieces=1000)
-    gateway = await make_gateway(run_seconds=1.5, jail=jail)
+    gateway = await make_gateway(run_seconds=seconds, jail=jail)
     told = await tell(gateway, streamed=streamed)
     assert told.code == "deadline_exceeded"
     assert told.answer == ""

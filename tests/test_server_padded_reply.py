@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import uvloop
 from aiohttp import web
-from conftest import FakeUpstream, Gateway, MakeGateway, scripted
+from conftest import FakeUpstream, Gateway, MakeGateway, chunk, events_of, scripted, text_of
 from nginx_proxy import nginx_before
 from openai import APIConnectionError, AsyncOpenAI, InternalServerError
 from openai.types.chat import ChatCompletion
@@ -22,6 +22,7 @@ from server.padded_reply import PaddedReply
 
 ASK: dict[str, Any] = {"model": "a", "messages": [{"role": "user", "content": "go"}]}
 HTTP_1_1 = "proxy_http_version 1.1;"
+FINISH = {"id": "u", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 THROUGH = (None, "", HTTP_1_1)
 IDS = ("direct", "HTTP/1.0", "HTTP/1.1")
 PADDED = {"padding_seconds": 0.2, "heartbeat_seconds": 0.2}
@@ -69,6 +70,30 @@ async def test_a_run_longer_than_a_proxys_patience_is_answered(
     reply = await ask(await make_gateway(**PADDED), through, patience="4s")
     assert (reply.choices[0].message.content or "").endswith("late")
     assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("model", ["a", "up/model"])
+async def test_a_stream_outlives_a_proxys_patience_by_its_heartbeats(
+    upstream: FakeUpstream, make_gateway: MakeGateway, model: str
+) -> None:
+    async def late(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await asyncio.sleep(6)
+        for data in (chunk(content="<code>\nfinal_answer('late')\n</code>"), FINISH):
+            await response.write(f"data: {json.dumps(data)}\n\n".encode())
+        return response
+
+    upstream.handler = late
+    gateway = await make_gateway(heartbeat_seconds=0.2)
+    with nginx_before(gateway.base, read_timeout="4s") as base:
+        async with gateway.session.post(
+            f"{base}/v1/chat/completions", json=ASK | {"model": model, "stream": True}
+        ) as response:
+            events = events_of(await response.read())
+    assert response.status == 200
+    assert "late" in text_of(events, "content")
+    assert not any("error" in event for event in events)
 
 
 async def test_without_blanks_the_proxy_gives_up(
