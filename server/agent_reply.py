@@ -15,6 +15,7 @@ from aiohttp import web
 from server.chat_wire import DONE, TRUNCATED, ChatWire, Tokens, completion, error_event
 from server.errors import error_object, error_response, unexpected
 from server.keys import OUTCOME, REQUEST_ID, SETTINGS
+from server.padded_reply import PaddedReply
 from server.run_ids import leg_id
 from server.sse_writer import SseWriter
 from streaming.events import Event
@@ -34,28 +35,64 @@ async def collect_run(
     created: int,
     model: str,
     reasoning_format: str,
-) -> web.Response:
-    """The whole leg of the run as one completion, or as an error that is not to be retried."""
-    transcript = _transcript(request, run, reader)
-    reasoning = _Collected()
-    async for events in reader:
-        for event in events:
-            reasoning.add(transcript.feed(event))
-    if transcript.failure is not None:
-        request[OUTCOME] = run.outcome or "agent_failed"
-        return error_response(transcript.failure, work_begun=run.started is not None)
+) -> web.StreamResponse:
+    """The whole leg of the run as one completion, or as an error that is not to be retried.
+
+    Raises ConnectionError when the client is gone.
+    """
+    settings = request.app[SETTINGS]
+    padded = PaddedReply(
+        request,
+        run,
+        reader,
+        first_seconds=settings.padding_seconds,
+        every_seconds=settings.heartbeat_seconds,
+    )
+    try:
+        transcript = _transcript(request, run, reader)
+        reasoning = _Collected()
+        while events := await padded.read():
+            for event in events:
+                reasoning.add(transcript.feed(event))
+        if transcript.failure is not None:
+            request[OUTCOME] = run.outcome or "agent_failed"
+            if padded.begun:
+                return padded.cut()
+            return error_response(transcript.failure, work_begun=run.started is not None)
+        run_id = leg_id(run.id, reader.begin)
+        body = _completion_of(
+            run_id, transcript, reasoning.text(), created, model, reasoning_format
+        )
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if not padded.begun:
+            raise
+        request[OUTCOME] = unexpected(request, error).code or "failed"
+        return padded.cut()
+    return await padded.finish(body)
+
+
+def _completion_of(
+    run_id: str,
+    transcript: Transcript,
+    reasoning: str,
+    created: int,
+    model: str,
+    reasoning_format: str,
+) -> bytes:
     reply = completion(
-        run_id=leg_id(run.id, reader.begin),
+        run_id=run_id,
         created=created,
         model=model,
-        reasoning=reasoning.text(),
+        reasoning=reasoning,
         answer=transcript.answer or "",
         tool_calls=transcript.tool_calls,
         finish_reason=_finish_reason(transcript),
         reasoning_format=reasoning_format,
         tokens=_tokens(transcript),
     )
-    return web.Response(body=encode_json(reply), content_type="application/json")
+    return encode_json(reply)
 
 
 async def stream_run(
@@ -156,13 +193,14 @@ class _Telling:
             self._events += self._wire.reasoning(text)
 
     def end(self, transcript: Transcript) -> None:
+        finish = self._wire.finish(_finish_reason(transcript))
+        last = (finish, self._wire.usage(_tokens(transcript)), DONE)
         self._close_think()
         if transcript.tool_calls:
             self._events += self._wire.tool_calls(transcript.tool_calls)
         else:
             self._events += self._wire.content(transcript.answer or "")
-        finish = self._wire.finish(_finish_reason(transcript))
-        self._events += (finish, self._wire.usage(_tokens(transcript)), DONE)
+        self._events += last
 
     def failure(self, error: dict[str, object]) -> None:
         self._close_think()

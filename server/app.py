@@ -8,18 +8,20 @@ from functools import partial
 
 from aiohttp import web
 
-from server import chat, health, metrics, models, parts, relay_routes, runs
+from server import chat, health, metrics, models, openapi, parts, relay_routes, runs
 from server.api_keys import load_keys
 from server.auth import auth_middleware
 from server.cors import allow_origins
 from server.errors import error_middleware
 from server.finished_runs import FinishedRuns
+from server.identity import Identity
 from server.image_fetch import image_fetch
 from server.key_ring import KeyRing
 from server.keys import (
     AGENTS,
     CODE_IMPORTS,
     FINISHED_RUNS,
+    IDENTITY,
     KEY_RING,
     RELAYS,
     REQUEST_COUNTS,
@@ -32,8 +34,13 @@ from server.settings import Settings
 from streaming.agent_context import AgentFactory
 
 
-def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Application:
-    """An application that serves these agents and the settings' upstream."""
+def create_app(
+    settings: Settings, agents: Mapping[str, AgentFactory], *, identity: Identity | None = None
+) -> web.Application:
+    """An application that serves these agents and the settings' upstream.
+
+    `identity` gives runs their ids and times; a test that holds bytes against a file has its own.
+    """
     app = web.Application(
         middlewares=[request_log_middleware, error_middleware, auth_middleware],
         client_max_size=settings.max_body_bytes,
@@ -41,6 +48,7 @@ def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Ap
     app[SETTINGS] = settings
     app[KEY_RING] = KeyRing(partial(load_keys, settings.api_keys, settings.api_keys_file))
     allow_origins(app, settings.cors_origins)
+    app[IDENTITY] = identity or Identity()
     app[AGENTS] = dict(agents)
     app[CODE_IMPORTS] = getattr(agents, "code_imports", frozenset())
     app[RELAYS] = set()
@@ -52,6 +60,7 @@ def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Ap
         app.router.add_get(f"{prefix}/healthz", health.healthz)
         app.router.add_get(f"{prefix}/readyz", health.readyz)
         app.router.add_get(f"{prefix}/metrics", metrics.metrics)
+        app.router.add_get(f"{prefix}/openapi.json", openapi.openapi)
         app.router.add_get(f"{prefix}/models", models.list_models)
         app.router.add_get(f"{prefix}/models/{{id:.+}}", models.get_model)
         app.router.add_post(f"{prefix}/chat/completions", chat.chat_completions)

@@ -18,6 +18,7 @@ from server.idempotency import Leg, wish_of
 from server.keys import (
     AGENTS,
     API_KEY,
+    IDENTITY,
     IMAGE_FETCH,
     KEY_HOLDER,
     REPLAYS,
@@ -30,7 +31,6 @@ from server.keys import (
 from server.plain_reply import answer_plainly
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
-from server.run_ids import new_run_id
 from server.setting_values import leave_policy
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
@@ -40,6 +40,8 @@ from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
 from streaming.run_spec import Image
 
 CHAT_PATH = "/chat/completions"
+# The id asked for stands in every chunk, and no event may near 64 KiB.
+MAX_MODEL_CHARACTERS = 256
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -70,9 +72,13 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 def agent_for(model: str | None, agents: Iterable[str], settings: Settings) -> str:
-    """The agent that answers for a model id. Raises ModelNotFound."""
+    """The agent that answers for a model id. Raises ModelNotFound, InvalidRequest."""
     if not model:
         return DEFAULT_AGENT
+    if len(model) > MAX_MODEL_CHARACTERS:
+        raise InvalidRequest(
+            f"'model' must have at most {MAX_MODEL_CHARACTERS} characters.", param="model"
+        )
     if model in agents:
         return model
     if settings.unknown_model == "agent":
@@ -139,7 +145,7 @@ def _leg_for(
     else:
         spec = run_spec_of(
             asked,
-            run_id=new_run_id(),
+            run_id=request.app[IDENTITY].new_id(),
             agent=agent,
             tag_names=request.app[SETTINGS].think_tags,
             fetched=fetched,

@@ -5,6 +5,7 @@ error event. `x-should-retry: false` is set once work has begun, since the SDKs 
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -31,18 +32,22 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # What the log calls an error that has no code.
 UNNAMED = "invalid_request"
+# What is quoted of a request, or told by an upstream, must not make an event of 64 KiB.
+MAX_MESSAGE_CHARACTERS = 2000
+
 OF_HTTP_STATUS: dict[int, tuple[type[ClientError], str]] = {
     404: (RouteNotFound, "There is no such route."),
     405: (MethodNotAllowed, "This route does not take this method."),
     413: (BodyTooLarge, "The request body is too large."),
     415: (UnsupportedMedia, "The request body is of a type that is not taken here."),
+    417: (InvalidRequest, "The only 'Expect' that is known is '100-continue'."),
 }
 
 
 def error_object(error: SmolgateError | Failure) -> dict[str, Any]:
     """The `error` object of a body or an event."""
     return {
-        "message": error.message,
+        "message": error.message[:MAX_MESSAGE_CHARACTERS],
         "type": error.type,
         "param": error.param,
         "code": error.code,
@@ -53,7 +58,7 @@ def error_response(error: SmolgateError | Failure, *, work_begun: bool = False) 
     """An error as a whole response. `work_begun` keeps the SDKs from starting it again."""
     headers: CIMultiDict[str] = CIMultiDict()
     if error.retry_after is not None:
-        headers["Retry-After"] = f"{error.retry_after:.0f}"
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if work_begun:
@@ -64,6 +69,16 @@ def error_response(error: SmolgateError | Failure, *, work_begun: bool = False) 
         content_type="application/json",
         headers=headers,
     )
+
+
+def of_http_error(error: web.HTTPException) -> web.Response:
+    """One of aiohttp's own errors, its status kept."""
+    kind, message = OF_HTTP_STATUS.get(error.status, (InvalidRequest, f"{error.reason}."))
+    response = error_response(kind(message))
+    response.set_status(error.status)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
 
 
 @web.middleware
@@ -83,19 +98,16 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        kind, message = OF_HTTP_STATUS.get(error.status, (InvalidRequest, error.reason))
+        kind, _ = OF_HTTP_STATUS.get(error.status, (InvalidRequest, ""))
         request[OUTCOME] = kind.code or UNNAMED
-        response = error_response(kind(message))
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-        return response
+        return of_http_error(error)
     except ConnectionError:
         raise  # the client left; there is nobody to answer
     except Exception as error:  # noqa: BLE001 - logged there
         return error_response(unexpected(request, error), work_begun=True)
 
 
-def unexpected(request: web.Request, error: Exception) -> SmolgateError:
+def unexpected(request: web.BaseRequest, error: Exception) -> SmolgateError:
     """Log an error that nobody foresaw; returns what the client is told."""
     request[OUTCOME] = "internal_error"
     log.error("request %s failed", request.get(REQUEST_ID, ""), exc_info=error)

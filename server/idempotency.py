@@ -2,7 +2,8 @@
 
 In: an agent request's caller, body and headers. Out: the run to read, one that is there already where
 `Idempotency-Key` says so, or where an OpenAI SDK repeats the identical body (`x-stainless-retry-count`)
-while the first is still going. Runs that were refused, or stopped because everybody left, are forgotten.
+while the first is still going, or has just ended with nothing but a broken connection to tell it by. Runs
+that were refused, or stopped because everybody left, are forgotten.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ MAX_KEY_CHARACTERS = 255
 # The oldest are forgotten first. A kept run holds its events: some hundred KB, at most 8 MiB.
 MAX_KEPT = 1000
 FORGET_EVERY_SECONDS = 1.0
+# An SDK repeats what was cut off within 8 s.
+UNTOLD_SECONDS = 60.0
 # Nothing was concluded in these: whoever asks again means it.
 INCONCLUSIVE = frozenset({"client_gone", "queue_timeout", "draining"})
 
@@ -88,6 +91,8 @@ class Replays:
     def _is_old(self, wish: Wish, leg: Leg) -> bool:
         run = leg.run
         kept = self._keep_seconds if wish.lasting else 0.0
+        if run.end_untold:
+            kept = max(kept, UNTOLD_SECONDS)
         is_over = run.ended is not None and time.time() - run.ended >= kept
         return is_over or run.outcome in INCONCLUSIVE or not run.joinable(leg.begin)
 

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from server.finished_runs import FinishedRuns
 from server.idempotency import Replays
+from server.identity import Identity
 from server.key_ring import KeyHolder, KeyRing
 from server.request_counts import RequestCounts
 from server.settings import Settings
@@ -32,6 +33,7 @@ TOOL_DESK: web.AppKey[ToolDesk] = web.AppKey("tool_desk", ToolDesk)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
 
+IDENTITY: web.AppKey[Identity] = web.AppKey("identity", Identity)
 JAIL_POOL: web.AppKey[JailPool] = web.AppKey("jail_pool", JailPool)
 REPLAYS: web.AppKey[Replays] = web.AppKey("replays", Replays)
 

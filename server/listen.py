@@ -17,9 +17,10 @@ from aiohttp import web
 
 from server.app import create_app
 from server.drain import drain
+from server.http_runner import HttpRunner
 from server.keys import KEY_RING
 from server.settings import Settings
-from server.slow_clients import KEEPALIVE_SECONDS, SlowClients
+from server.slow_clients import SlowClients
 from server.upstream_settings import BadEntry
 from streaming.agent_context import AgentFactory
 
@@ -38,14 +39,7 @@ async def serve(
     app = create_app(settings, agents)
     if also is not None:
         also(app)
-    # Without handler_cancellation a handler never learns that its client left.
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,
-        shutdown_timeout=1.0,
-        keepalive_timeout=KEEPALIVE_SECONDS,
-    )
+    runner = HttpRunner(app)
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in SIGNALS:

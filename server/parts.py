@@ -19,6 +19,7 @@ from server.keys import (
     CODE_IMPORTS,
     EMBEDDED,
     FINISHED_RUNS,
+    IDENTITY,
     JAIL_POOL,
     KEY_RING,
     REPLAYS,
@@ -129,6 +130,7 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
             max_paused=settings.max_paused,
         ),
         on_end=partial(_on_run_end, app),
+        now=app[IDENTITY].now,
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
     with capture_installed():

@@ -5,7 +5,6 @@ be. It takes no slot of the runs'. A failure before the first byte is a status, 
 """
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 
@@ -19,6 +18,7 @@ from server.drain import refuse_when_draining
 from server.errors import error_object, unexpected
 from server.keys import (
     API_KEY,
+    IDENTITY,
     KEY_RING,
     OUTCOME,
     RELAYS,
@@ -28,7 +28,6 @@ from server.keys import (
     UPSTREAM,
     UPSTREAMS,
 )
-from server.run_ids import new_run_id
 from server.sse_writer import SseWriter
 from streaming.failures import Draining, SmolgateError
 from streaming.json_codec import encode_json
@@ -65,8 +64,8 @@ async def answer_plainly(
             request.get(API_KEY, ""), tokens.prompt + tokens.completion
         )
     whole = completion(
-        run_id=new_run_id(),
-        created=int(time.time()),
+        run_id=request.app[IDENTITY].new_id(),
+        created=int(request.app[IDENTITY].now()),
         model=model,
         reasoning="",
         answer=answer,
@@ -127,7 +126,10 @@ async def _stream(
 ) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     wire = ChatWire(
-        run_id=new_run_id(), created=int(time.time()), model=model, include_usage=include_usage
+        run_id=request.app[IDENTITY].new_id(),
+        created=int(request.app[IDENTITY].now()),
+        model=model,
+        include_usage=include_usage,
     )
     first = asyncio.ensure_future(anext(texts, ""))
     try:

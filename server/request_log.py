@@ -30,7 +30,7 @@ _HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 async def request_log_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id and log it at its end, however it ends."""
     given = request.headers.get("X-Request-Id", "")
-    request_id = given if _HARMLESS_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    request_id = given if _HARMLESS_ID.fullmatch(given) else new_request_id()
     request[REQUEST_ID] = request_id
     began = time.monotonic()
     status = CLIENT_GONE
@@ -55,3 +55,7 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
                 request.method, plain(path), status, round(seconds, 6), outcome, *ids, code
             )
             log.info("%s", ACCESS_LINES[request.app[SETTINGS].log_format](end))
+
+
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"

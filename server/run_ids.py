@@ -8,6 +8,7 @@ import secrets
 
 
 def new_run_id() -> str:
+    """Unique, and hard to guess: who knows it may look at the run."""
     return f"chatcmpl-{secrets.token_hex(14)}"
 
 

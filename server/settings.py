@@ -48,6 +48,7 @@ class Settings:
     think_starts_open: bool
     reasoning_format: str
     heartbeat_seconds: float
+    padding_seconds: float
     max_running: int
     max_queued: int
     queue_seconds: float

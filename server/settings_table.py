@@ -164,6 +164,16 @@ SETTINGS = (
         "15",
     ),
     Setting(
+        "padding_seconds",
+        ("PADDING_SECONDS",),
+        45.0,
+        seconds(0),
+        "a number of seconds, 0 for never",
+        "an agent's reply that is no stream begins with blanks once the run takes this long, so that no "
+        "proxy gives it up; a failure then breaks the connection off; 0: never",
+        "45",
+    ),
+    Setting(
         "max_running",
         ("MAX_RUNNING",),
         32,

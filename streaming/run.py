@@ -42,14 +42,22 @@ class Run:
     read that; `ending` is the same as soon as it is so.
 
     `readers` counts the clients that want its events; the supervisor keeps it, `has_slot` and
-    `deadline`. `code_tags` and `leg_begin` are where the leg that is read now begins.
+    `deadline`. `code_tags` and `leg_begin` are where the leg that is read now begins. `end_untold`: should
+    it fail, its client can be told so by a broken connection only.
     """
 
-    def __init__(self, spec: RunSpec, *, key: str, counts: RunCounts | None = None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        *,
+        key: str,
+        counts: RunCounts | None = None,
+        created: float | None = None,
+    ) -> None:
         self.spec = spec
         self.key = key
         self.state: State = "queued"
-        self.created = time.time()
+        self.created = time.time() if created is None else created
         self.started: float | None = None
         self.ended: float | None = None
         self.outcome: str | None = None
@@ -64,6 +72,7 @@ class Run:
         self.deadline: Deadline | None = None
         self.code_tags: tuple[str, str] | None = None
         self.leg_begin = 0
+        self.end_untold = False
         self.stop_signal = StopSignal()
         self.channel = Channel(tap=self._count)
         self._log: list[Event] = []

@@ -80,8 +80,10 @@ class Supervisor:
         *,
         counts: RunCounts | None = None,
         on_end: Callable[[Run], None] = lambda run: None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._runner = runner
+        self._now = now
         self.limits = limits
         self.counts = counts or RunCounts()
         self._on_end = on_end
@@ -169,7 +171,7 @@ class Supervisor:
         except SmolgateError as error:
             self.counts.refused[error.code or ""] += 1
             raise
-        run = Run(spec, key=key, counts=self.counts)
+        run = Run(spec, key=key, counts=self.counts, created=self._now())
         self.runs[run.id] = run
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((run, slot))

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from server.app import create_app
+from server.http_runner import HttpRunner
 from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
@@ -26,7 +27,7 @@ Script = Callable[[list[dict[str, Any]]], str]
 @asynccontextmanager
 async def listening(app: web.Application) -> AsyncIterator[str]:
     """Serve an application as `python -m server` does; yields its address."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    runner = HttpRunner(app, shutdown_seconds=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
