@@ -52,6 +52,9 @@ class BareResponse(web.StreamResponse):
             self.headers["Content-Length"] = str(len(self._whole))
             await self.tell_application(request)
             self.write_bare(request, self.bare_head(request) + self._whole)
+            # The next request of this connection waits until the client takes the reply to this one.
+            if request.protocol.writing_paused:
+                await request.writer.drain()
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
