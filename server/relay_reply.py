@@ -32,8 +32,8 @@ async def send_relayed(
 ) -> web.StreamResponse:
     """Relay one request. Raises SmolgateError leaves before the first byte."""
     refuse_when_draining(request.app)
-    if request.query_string:
-        path = f"{path}?{request.query_string}"
+    if request.rel_url.raw_query_string:
+        path = f"{path}?{request.rel_url.raw_query_string}"
     task, relays = asyncio.current_task(), request.app[RELAYS]
     assert task is not None
     relays.add(task)
