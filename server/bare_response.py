@@ -67,14 +67,16 @@ class BareResponse(web.StreamResponse):
 
     def bare_head(self, request: web.BaseRequest) -> bytes:
         """The head; from here on it counts as sent."""
-        self._is_sent = True
         headers = self.headers
         if "Date" not in headers:
             headers["Date"] = formatdate(usegmt=True)
         self._stays_open = request.keep_alive
         if not self._stays_open:
             headers["Connection"] = "close"
-        return head_of(f"HTTP/1.1 {self.status} {_reason(self.status)}\r\n", headers.items())
+        head = head_of(f"HTTP/1.1 {self.status} {_reason(self.status)}\r\n", headers.items())
+        self._is_sent = True
+        request.writer.output_size += len(head)  # so aiohttp writes no other response behind it
+        return head
 
     def write_bare(self, request: web.BaseRequest, data: bytes) -> None:
         """Write what has to go out as it is. Raises ConnectionResetError where the client is gone."""

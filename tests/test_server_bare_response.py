@@ -248,3 +248,16 @@ async def test_a_stream_whose_head_cannot_be_made_is_an_error_with_a_head(
     raw = await exchange(gateway, request(True, "Connection: close"))
     assert raw.startswith(b"HTTP/1.1 500 ")
     assert b"internal_error" in raw
+
+
+async def test_no_other_response_follows_in_what_was_begun() -> None:
+    async def answer(asked: web.Request) -> web.StreamResponse:
+        await BareResponse(200, [], b"hi").prepare(asked)
+        raise ValueError
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with listening(app) as base, aiohttp.ClientSession() as session:
+        raw = await exchange(Gateway(app, base, session), request(False))
+    assert raw.count(b"HTTP/1.1 ") == 1
+    assert raw.endswith(b"hi")
