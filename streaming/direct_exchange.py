@@ -181,8 +181,9 @@ class DirectReply(UpstreamReply):
         transport = handler.transport
         if transport is not None and transport.get_write_buffer_size():
             transport.abort()  # what it has not taken of a request it would be sent for ever
+        self._on_lost = None
         if self._is_read:
-            self._on_lost = self._reader = None
+            self._reader = None
             self._parts = []
             self._state = _State.DONE
             self._resume()

@@ -3,10 +3,12 @@ as aiohttp does, and it gives way where aiohttp is another."""
 
 import asyncio
 import functools
+import gc
 import gzip
 import logging
 import ssl
 import subprocess
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from streaming.direct_exchange import DirectConnections, DirectHandler, open_con
 from streaming.failures import InvalidRequest, UpstreamFailed, UpstreamSilent, UpstreamUnavailable
 from streaming.pulse import Pulse
 from streaming.silence_watch import SilenceLimits, SilenceWatch
-from streaming.upstream_reply import UpstreamReply
+from streaming.upstream_reply import Taken, UpstreamReply
 
 ASK: dict[str, Any] = {
     "model": "up/model",
@@ -258,6 +260,34 @@ async def test_silence_counts_where_a_half_closed_upstream_takes_nothing() -> No
         watch.close()
         reply.close()
     pulse.close()
+
+
+async def test_a_closed_reply_leaves_no_work_to_the_collector() -> None:
+    class Taker:
+        """Holds what it took, as what carries a stream does."""
+
+        def __init__(self, taken: Taken) -> None:
+            self.taken = taken
+            taken.start(self.on_data, self.on_lost)
+
+        def on_data(self, data: bytes) -> None: ...
+
+        def on_lost(self, error: Exception) -> None: ...
+
+    async with connections([EVENTS + b"5\r\nhello\r\n"]) as (_, post):
+        reply = await post()
+        watch = SilenceWatch(reply, SilenceLimits(), Pulse(1))
+        reply.call_on_close(watch.close)
+        taken = reply.take()
+        assert taken is not None
+        gc.disable()
+        try:
+            left = weakref.ref(Taker(taken)), weakref.ref(reply)
+            reply.close()
+            del reply, taken, watch
+            assert [one() for one in left] == [None, None]
+        finally:
+            gc.enable()
 
 
 async def test_what_was_to_be_called_on_close_is_called_once() -> None:
