@@ -99,7 +99,7 @@ async def _send_events(request: web.Request, relayed: Relayed) -> web.StreamResp
         )
         try:
             await stream.carry()
-        except BaseException as error:  # noqa: BLE001 - told to the client, or raised
+        except BaseException as error:
             if not stream.prepared:
                 raise
             stream.end_with(_last_words(request, error))
