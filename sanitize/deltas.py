@@ -102,6 +102,11 @@ class DeltaScrubber:
             return False
         return self._new_passes or all(int(i) in self._contents for i in _INDEX.findall(data))
 
+    @property
+    def reads_openers_only(self) -> bool:
+        """True when `passes` asks for nothing else any more."""
+        return self._idle and self._new_passes and self._writes_empty_finish is False
+
     def feed(self, chunk: Json) -> list[Json]:
         """Take the next chunk, return those to send for it: often itself, none, or several."""
         choices = chunk.get("choices")

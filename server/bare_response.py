@@ -50,6 +50,9 @@ class BareResponse(web.StreamResponse):
             self.headers["Content-Length"] = str(len(self._whole))
             await self.tell_application(request)
             self.write_bare(request, self.bare_head(request) + self._whole)
+            # The next request of this connection waits until the client takes the reply to this one.
+            if request.protocol.writing_paused:
+                await request.writer.drain()
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -62,7 +65,6 @@ class BareResponse(web.StreamResponse):
 
     def bare_head(self, request: web.BaseRequest) -> bytes:
         """The head; from here on it counts as sent."""
-        self._is_sent = True
         headers = self.headers
         if "Date" not in headers:
             headers["Date"] = formatdate(usegmt=True)
@@ -75,7 +77,10 @@ class BareResponse(web.StreamResponse):
             headers["Connection"] = "keep-alive"
         version = "1.1" if is_new else "1.0"
         line = f"HTTP/{version} {self.status} {_reason(self.status)}\r\n"
-        return head_of(line, headers.items())
+        head = head_of(line, headers.items())
+        self._is_sent = True
+        request.writer.output_size += len(head)  # so aiohttp writes no other response behind it
+        return head
 
     def write_bare(self, request: web.BaseRequest, data: bytes) -> None:
         """Write what has to go out as it is. Raises ConnectionResetError where the client is gone."""

@@ -26,6 +26,7 @@ from streaming.agent_context import AgentFactory
 
 log = logging.getLogger("server")
 
+MAX_C_INT = 2**31 - 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -79,10 +80,11 @@ def give_up_dead_peers(site: web.BaseSite, seconds: float) -> None:
     Accepted sockets inherit it from the listening one, which saves setting it for every stream.
     """
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    milliseconds = min(int(seconds * 1000), MAX_C_INT)
     server = getattr(site, "_server", None)  # aiohttp gives no other way to the sockets
     for listening in server.sockets if server is not None and option is not None else ():
         if listening.family != socket.AF_UNIX:
-            listening.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
+            listening.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
 
 
 def _on_signal(told: asyncio.Event) -> None:

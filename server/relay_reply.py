@@ -45,8 +45,8 @@ async def send_relayed(
     Raises SmolgateError leaves before the first byte.
     """
     refuse_when_draining(request.app)
-    if request.query_string:
-        path = f"{path}?{request.query_string}"
+    if request.rel_url.raw_query_string:
+        path = f"{path}?{request.rel_url.raw_query_string}"
     task, relays = asyncio.current_task(), request.app[RELAYS]
     assert task is not None
     relays.add(task)
@@ -116,7 +116,9 @@ async def _send_events(
             await stream.carry(taken, relayed.events)
         else:
             await stream.carry_pieces(relayed.event_pieces())
-    except BaseException as error:  # noqa: BLE001 - told to the client, or raised
+    except BaseException as error:
+        if not stream.prepared:
+            raise
         stream.end_with(_last_words(request, error))
     finally:
         stream.release()

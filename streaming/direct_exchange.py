@@ -13,6 +13,7 @@ as expected: then everything goes through the session. tests/test_streaming_dire
 
 import asyncio
 import functools
+import re
 from collections.abc import AsyncIterator, Iterable
 from enum import Enum
 from functools import lru_cache
@@ -31,6 +32,7 @@ from streaming.upstream_reply import (
     Taken,
     UpstreamReply,
     broken_off,
+    is_held,
     read_through,
 )
 
@@ -40,6 +42,9 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_WAITING_BYTES = 256 * 1024
 # Bodies up to this size are collected, if they say how long they are.
 MAX_COLLECTED_BYTES = 1 << 20
+
+# What ends a head; aiohttp also takes lines that end in a line feed alone.
+_BLANK_LINE = re.compile(rb"\n\r?\n")
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -129,8 +134,7 @@ class DirectReply(UpstreamReply):
 
     @property
     def is_paused(self) -> bool:
-        transport = self._handler.transport
-        return transport is not None and not transport.is_reading()
+        return is_held(self._handler.transport)
 
     async def head(self) -> None:
         await self._while(_State.HEAD)
@@ -174,8 +178,12 @@ class DirectReply(UpstreamReply):
         handler = self._handler
         if handler.reply is not self:
             return
+        transport = handler.transport
+        if transport is not None and transport.get_write_buffer_size():
+            transport.abort()  # what it has not taken of a request it would be sent for ever
+        self._on_lost = None
         if self._is_read:
-            self._on_lost = self._reader = None
+            self._reader = None
             self._parts = []
             self._state = _State.DONE
             self._resume()
@@ -212,6 +220,9 @@ class DirectReply(UpstreamReply):
 
     def head_received(self, message: Any, reader: aiohttp.StreamReader) -> None:
         """Called from within `DirectHandler.parse`."""
+        if self._state is not _State.HEAD:  # another reply, behind the one that was asked for
+            self._handler.force_close()
+            return
         if message.code == 101:
             self.broke(aiohttp.ClientPayloadError("it switches protocols without being asked"))
         if message.code < 200:
@@ -250,23 +261,22 @@ class DirectReply(UpstreamReply):
 
     def _read_head(self, data: bytes) -> None:
         data = self._bytes + data if self._bytes else data
-        end = data.find(b"\r\n\r\n") + 4
-        if end == 3:
-            self._bytes = data
-            if len(data) > MAX_HEAD_BYTES:
-                self.broke(aiohttp.ClientPayloadError("its head is too long"))
-            return
         self._bytes = b""
-        self._handler.parse(data[:end])
-        rest = data[end:]
-        if self._state is _State.HEAD:  # an interim reply, or an error
-            if rest and self._error is None:
-                self._read_head(rest)
-            return
+        while self._state is _State.HEAD:  # interim replies come before it
+            blank_line = _BLANK_LINE.search(data)
+            if blank_line is None:
+                self._bytes = data
+                if len(data) > MAX_HEAD_BYTES:
+                    self.broke(aiohttp.ClientPayloadError("its head is too long"))
+                return
+            self._handler.parse(data[: blank_line.end()])
+            if self._error is not None:
+                return
+            data = data[blank_line.end() :]
         if self._state is _State.COLLECTING:
-            self._collect(rest)
-        elif rest:
-            self.data_received(rest)
+            self._collect(data)
+        elif data:
+            self.data_received(data)
         self._wake()
 
     def _collect(self, data: bytes) -> None:

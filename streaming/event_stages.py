@@ -210,7 +210,7 @@ class ScrubbedEvents:
         position = 0
         while position < len(data):
             begin = position
-            if scrubber.passes(b""):  # nothing is held: up to the next opener nothing happens
+            if scrubber.reads_openers_only:  # up to the next one nothing happens
                 opener = openers.next(position)
                 if opener == len(data):
                     break
@@ -225,7 +225,8 @@ class ScrubbedEvents:
         return b"".join(out)
 
     def _read_some(self, events: bytes) -> bytes:
-        if events.startswith(b"data: ") and events.find(b"\n") == len(events) - 2:
+        is_plain = events.startswith(b"data: ") and events.find(b"\n") == len(events) - 2
+        if is_plain and b"\r" not in events:
             return _scrubbed(events, events[6:-2], self._scrubber)
         return b"".join([scrubbed_event(one, self._scrubber) for one in self._parser.feed(events)])
 

@@ -5,6 +5,7 @@ callback that they come in. `PublicReply` is aiohttp's own; `streaming.direct_ex
 Errors leave as leaves of `streaming.failures`.
 """
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -91,7 +92,8 @@ class UpstreamReply(ABC):
 
     def close(self) -> None:
         """Give the connection back, or close it where the reply was not read to its end."""
-        for callback in self._on_close:
+        callbacks, self._on_close = self._on_close, []
+        for callback in callbacks:
             callback()
 
 
@@ -114,8 +116,7 @@ class PublicReply(UpstreamReply):
     @property
     def is_paused(self) -> bool:
         connection = self._response.connection
-        transport = connection.transport if connection is not None else None
-        return transport is not None and not transport.is_reading()
+        return connection is not None and is_held(connection.transport)
 
     async def pieces(self) -> AsyncIterator[bytes]:
         async for data in read_through(self._response.content):
@@ -129,6 +130,11 @@ class PublicReply(UpstreamReply):
         super().close()
         # Not release(): what is left unread of a reply that nobody wants must not be waited for.
         self._response.close()
+
+
+def is_held(transport: asyncio.Transport | None) -> bool:
+    """Whether reading is paused; one that is closing does not read either, but nobody holds it."""
+    return transport is not None and not transport.is_reading() and not transport.is_closing()
 
 
 async def read_through(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import settings
 
 from server.app import create_app
 from server.http_runner import HttpRunner
@@ -19,6 +20,10 @@ from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
 from streaming.direct_exchange import DirectHandler
+
+# How long an example takes is the machine's affair.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Script = Callable[[list[dict[str, Any]]], str]

@@ -7,9 +7,10 @@ import re
 import aiohttp
 import pytest
 from aiohttp import web
-from conftest import FakeUpstream, Gateway, MakeGateway, chunk, listening
+from conftest import FakeUpstream, Gateway, MakeGateway, chunk, listening, until
 
 from server.bare_response import BareResponse
+from server.direct_stream import DirectStream
 from streaming.chunk_framing import payload_of
 
 FINISH = {"id": "u", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
@@ -286,3 +287,53 @@ async def test_an_upstreams_header_cannot_hold_another(
     assert b"set-cookie" not in names
     assert not any(name.startswith(b" ") for name in names)
     server.close()
+
+
+async def test_a_client_that_takes_no_replies_is_served_no_more(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    async def handler(asked: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 1_000_000, content_type="application/json")
+
+    upstream.handler = handler
+    gateway = await make_gateway()
+    host, port = gateway.base.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    count = 30
+    writer.write(request(False) * (count - 1) + request(False, "Connection: close"))
+    served = 0
+    async with asyncio.timeout(20):
+        await until(lambda: upstream.requests)
+        while served < len(upstream.requests):
+            served = len(upstream.requests)
+            await asyncio.sleep(0.3)
+        assert served < count  # as many as the kernel holds
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert (await reader.read()).count(b"HTTP/1.1 200 OK") == count
+    writer.close()
+
+
+async def test_a_stream_whose_head_cannot_be_made_is_an_error_with_a_head(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(stream: DirectStream, asked: web.Request) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(DirectStream, "tell_application", fail)
+    raw = await exchange(gateway, request(True, "Connection: close"))
+    assert raw.startswith(b"HTTP/1.1 500 ")
+    assert b"internal_error" in raw
+
+
+async def test_no_other_response_follows_in_what_was_begun() -> None:
+    async def answer(asked: web.Request) -> web.StreamResponse:
+        await BareResponse(200, [], b"hi").prepare(asked)
+        raise ValueError
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with listening(app) as base, aiohttp.ClientSession() as session:
+        raw = await exchange(Gateway(app, base, session), request(False))
+    assert raw.count(b"HTTP/1.1 ") == 1
+    assert raw.endswith(b"hi")

@@ -3,12 +3,16 @@
 import socket
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from server.listen import give_up_dead_peers
 
 
-async def test_accepted_connections_inherit_the_time_out_for_dead_peers() -> None:
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(12.5, 12_500), (999_999_999.0, 2**31 - 1)])
+async def test_accepted_connections_inherit_the_time_out_for_dead_peers(
+    seconds: float, milliseconds: int
+) -> None:
     found: list[int] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -23,9 +27,9 @@ async def test_accepted_connections_inherit_the_time_out_for_dead_peers() -> Non
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    give_up_dead_peers(site, 12.5)
+    give_up_dead_peers(site, seconds)
     port = runner.addresses[0][1]
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/"):
         pass
     await runner.cleanup()
-    assert found == [12_500]
+    assert found == [milliseconds]

@@ -3,10 +3,12 @@ as aiohttp does, and it gives way where aiohttp is another."""
 
 import asyncio
 import functools
+import gc
 import gzip
 import logging
 import ssl
 import subprocess
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +22,9 @@ from conftest import FakeUpstream, MakeGateway, events_of, text_of, until
 from streaming import direct_exchange
 from streaming.direct_exchange import DirectConnections, DirectHandler, open_connections
 from streaming.failures import InvalidRequest, UpstreamFailed, UpstreamSilent, UpstreamUnavailable
-from streaming.upstream_reply import UpstreamReply
+from streaming.pulse import Pulse
+from streaming.silence_watch import SilenceLimits, SilenceWatch
+from streaming.upstream_reply import Taken, UpstreamReply
 
 ASK: dict[str, Any] = {
     "model": "up/model",
@@ -163,6 +167,30 @@ BODIES: dict[str, tuple[list[bytes | None], int, bytes, bool]] = {
     "more than it said": ([sized(b"hello") + b"x"], 200, b"hello", False),
     "a stream": ([EVENTS + b"5\r\nhello\r\n0\r\n\r\n"], 200, b"hello", True),
     "a stream, then closed": ([EVENTS + b"5\r\nhello\r\n0\r\n\r\n", None], 200, b"hello", False),
+    "lines that end in a line feed": (
+        [b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello"],
+        200,
+        b"hello",
+        True,
+    ),
+    "a second reply behind one without a body": (
+        [b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\nno"],
+        204,
+        b"",
+        False,
+    ),
+    "a second reply behind a chunked one": (
+        [OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + sized(b"no")],
+        200,
+        b"hello",
+        False,
+    ),
+    "many interim replies": (
+        [b"HTTP/1.1 100 Continue\r\n\r\n" * 2000 + sized(b"hello")],
+        200,
+        b"hello",
+        True,
+    ),
     "interim replies": (
         [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nA: b\r\n\r\n" + sized(b"hello")],
         200,
@@ -183,6 +211,93 @@ async def test_every_kind_of_body_is_read(kind: str) -> None:
         reply.close()
         assert await body_of(post) == (200, b"next")
     assert (upstream.ports[0] == upstream.ports[1]) == stays
+
+
+@asynccontextmanager
+async def deaf_upstream(
+    serve: Callable[[asyncio.StreamWriter], None],
+) -> AsyncIterator[tuple[DirectConnections, str]]:
+    """What posts to an upstream that reads nothing of a request behind its first bytes."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reader.read(1)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        serve(writer)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1024)
+    connector = aiohttp.TCPConnector()
+    try:
+        async with aiohttp.ClientSession(connector=connector) as session:
+            direct = open_connections(session, connector)
+            assert direct is not None
+            yield direct, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def test_a_connection_that_still_holds_a_request_is_not_used_again() -> None:
+    async with deaf_upstream(lambda writer: writer.write(sized(b"no"))) as (direct, base):
+        for body in (b"x" * (32 << 20), b"next"):  # more than the kernel takes
+            reply = await direct.post(base, "/x", [], body, raw=False)
+            async with asyncio.timeout(10):
+                await reply.head()
+            assert await reply.body() == b"no"
+            reply.close()
+
+
+async def test_silence_counts_where_a_half_closed_upstream_takes_nothing() -> None:
+    pulse = Pulse(0.01)
+    async with deaf_upstream(lambda writer: writer.write_eof()) as (direct, base):
+        reply = await direct.post(base, "/x", [], b"x" * (32 << 20), raw=False)
+        watch = SilenceWatch(reply, SilenceLimits(0.05, 0.05), pulse)
+        with pytest.raises(UpstreamSilent):
+            async with asyncio.timeout(10):
+                await reply.head()
+        watch.close()
+        reply.close()
+    pulse.close()
+
+
+async def test_a_closed_reply_leaves_no_work_to_the_collector() -> None:
+    class Taker:
+        """Holds what it took, as what carries a stream does."""
+
+        def __init__(self, taken: Taken) -> None:
+            self.taken = taken
+            taken.start(self.on_data, self.on_lost)
+
+        def on_data(self, data: bytes) -> None: ...
+
+        def on_lost(self, error: Exception) -> None: ...
+
+    async with connections([EVENTS + b"5\r\nhello\r\n"]) as (_, post):
+        reply = await post()
+        watch = SilenceWatch(reply, SilenceLimits(), Pulse(1))
+        reply.call_on_close(watch.close)
+        taken = reply.take()
+        assert taken is not None
+        gc.disable()
+        try:
+            left = weakref.ref(Taker(taken)), weakref.ref(reply)
+            reply.close()
+            del reply, taken, watch
+            assert [one() for one in left] == [None, None]
+        finally:
+            gc.enable()
+
+
+async def test_what_was_to_be_called_on_close_is_called_once() -> None:
+    called: list[int] = []
+    async with connections([sized(b"a")]) as (_, post):
+        reply = await post()
+        reply.call_on_close(lambda: called.append(1))
+        reply.close()
+        reply.close()
+    assert called == [1]
 
 
 async def test_raw_leaves_a_body_compressed() -> None:
