@@ -189,8 +189,6 @@ async def _open(
             wait_ready=wait_ready,
             connect_seconds=settings.connect_seconds,
             direct=settings.otlp_endpoint is None,  # traces are told by the session
-            # llama.cpp's server closes a connection after a stream, and does not say so before.
-            reuse=options.base is not None,
         )
     )
     models = UpstreamModels(options.name, upstream, wanted=options.has_prefixes)

@@ -14,7 +14,7 @@ as expected: then everything goes through the session. tests/test_streaming_dire
 import asyncio
 import functools
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -24,7 +24,7 @@ from aiohttp import EMPTY_PAYLOAD
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
-from streaming.failures import InvalidRequest
+from streaming.failures import InvalidRequest, UpstreamFailed
 from streaming.upstream_errors import unreachable
 from streaming.upstream_reply import (
     OnData,
@@ -43,10 +43,17 @@ MAX_WAITING_BYTES = 256 * 1024
 # Bodies up to this size are collected, if they say how long they are.
 MAX_COLLECTED_BYTES = 1 << 20
 
+# A connection kept from before that ends this soon after a request, without a byte, had been closed by the
+# upstream before the request came: llama.cpp does so after each stream, others after some seconds of rest.
+STALE_SECONDS = 1.0
+# So often such a request is sent once more; each time on a connection that rested for less time.
+MAX_STALE = 3
+
 # What ends a head; aiohttp also takes lines that end in a line feed alone.
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 Pairs = Iterable[tuple[str, str]]
+Connect = Callable[[], Awaitable[aiohttp.connector.Connection]]
 
 
 class _State(Enum):
@@ -66,10 +73,12 @@ class DirectHandler(ResponseHandler):
         self.reply: DirectReply | None = None
         self.tap: OnData | None = None  # where the bytes of a taken body go
         self.reads = 0
+        self.exchanges = 0
 
     def set_response_params(self, **params: object) -> None:
         """Called at the beginning of every exchange, the session's own among them."""
         self.reply = self.tap = None
+        self.exchanges += 1
         super().set_response_params(**params)  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:
@@ -106,15 +115,22 @@ class DirectHandler(ResponseHandler):
 
 
 class DirectReply(UpstreamReply):
-    """One exchange on one connection."""
+    """One exchange: `send` its request first."""
 
-    def __init__(self, connection: Any, handler: DirectHandler) -> None:
+    _connection: aiohttp.connector.Connection
+    _handler: DirectHandler
+
+    def __init__(self, connect: Connect, request: bytes, *, raw: bool) -> None:
         super().__init__()
-        self._connection = connection
-        self._handler = handler
+        self._connect = connect
+        self._request = request
+        self._raw = raw
         self._state = _State.HEAD
         self._waiter: asyncio.Future[None] | None = None  # of the head, or of a collected body
         self._error: Exception | None = None
+        self._has_heard = False
+        self._is_stale = False  # nothing came of it, and nothing was begun
+        self._sent_at = 0.0
         self._bytes = b""
         self._parts: list[bytes] = []
         self._missing = 0  # bytes of a collected body
@@ -123,9 +139,23 @@ class DirectReply(UpstreamReply):
         self._is_promised = False  # somebody will take the stream
         self._is_held = False  # we paused the transport
         self._reads = 0  # of the body, until it was taken
+
+    async def send(self) -> None:
+        """Write the request on a connection. Raises UpstreamUnavailable where none could be had."""
+        try:
+            connection = await self._connect()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(error) from None
+        handler = connection.protocol
+        assert isinstance(handler, DirectHandler)
+        handler.set_response_params(auto_decompress=not self._raw, read_until_eof=True)
+        self._connection, self._handler = connection, handler
+        self._sent_at = asyncio.get_running_loop().time()
         handler.reply = self
         handler.reads = 0
-        if handler.transport is None:
+        if handler.transport is not None:
+            handler.transport.write(self._request)
+        else:
             self.broke(None)
 
     @property
@@ -137,7 +167,19 @@ class DirectReply(UpstreamReply):
         return is_held(self._handler.transport)
 
     async def head(self) -> None:
-        await self._while(_State.HEAD)
+        for _ in range(MAX_STALE):
+            try:
+                await self._while(_State.HEAD)
+                break
+            except UpstreamFailed:
+                if not self._is_stale:
+                    raise
+            self._connection.close()
+            self._error, self._is_stale = None, False
+            await self.send()
+        else:
+            await self._while(_State.HEAD)
+        self._request = b""
 
     async def body(self) -> bytes:
         if self._state is _State.COLLECTING:
@@ -254,12 +296,23 @@ class DirectReply(UpstreamReply):
             if reader is not None and not reader.is_eof() and reader.exception() is None:
                 reader.set_exception(aiohttp.ClientPayloadError(str(error or "it was closed")))
             return
-        self._error = broken_off(error or aiohttp.ServerDisconnectedError())
+        silent_seconds = asyncio.get_running_loop().time() - self._sent_at
+        self._is_stale = (
+            self._state is _State.HEAD
+            and self._handler.exchanges > 1
+            and not self._has_heard
+            and silent_seconds < STALE_SECONDS
+        )
+        if self._is_stale:
+            self._error = UpstreamFailed("The upstream had closed its connection.")
+        else:
+            self._error = broken_off(error or aiohttp.ServerDisconnectedError())
         if self._state is _State.TAKEN and self._on_lost is not None:
             self._on_lost(self._error)
         self._wake()
 
     def _read_head(self, data: bytes) -> None:
+        self._has_heard = True
         data = self._bytes + data if self._bytes else data
         self._bytes = b""
         while self._state is _State.HEAD:  # interim replies come before it
@@ -366,16 +419,9 @@ class DirectConnections:
         request, host = self._address_of(base_url)
         line = f"POST {_target_of(base_url, path)} HTTP/1.1\r\nHost: {host}\r\n"
         head = head_of(line, headers, f"Content-Length: {len(body)}\r\n\r\n")
-        try:
-            connection = await self._connector.connect(request, [], self._timeout)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise unreachable(error) from None
-        handler = connection.protocol
-        assert isinstance(handler, DirectHandler)
-        handler.set_response_params(auto_decompress=not raw, read_until_eof=True)
-        reply = DirectReply(connection, handler)
-        if handler.transport is not None:  # else it is lost already, and `head` says so
-            handler.transport.write(head + body)
+        connect = functools.partial(self._connector.connect, request, [], self._timeout)
+        reply = DirectReply(connect, head + body, raw=raw)
+        await reply.send()
         return reply
 
     def _address(self, base_url: str) -> tuple[aiohttp.ClientRequest, str]:

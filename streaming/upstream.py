@@ -132,19 +132,13 @@ async def open_upstream(
     connections: int = 0,
     connect_seconds: float = CONNECT_SECONDS,
     direct: bool = True,
-    reuse: bool = True,
 ) -> AsyncIterator[Upstream]:
     """An Upstream and the session it owns.
 
     `wait_ready` is awaited before every request: an upstream of our own may still be starting.
     `connections` bounds the pool, 0 does not. `direct` lets exchanges go past the session.
-    Without `reuse` every request has a connection of its own.
     """
-    connector = aiohttp.TCPConnector(
-        limit=connections,
-        keepalive_timeout=KEEPALIVE_SECONDS if reuse else None,
-        force_close=not reuse,
-    )
+    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS)
     session = aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect_seconds),

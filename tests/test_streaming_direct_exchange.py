@@ -343,6 +343,44 @@ async def test_a_connection_that_speaks_unasked_is_not_used_again() -> None:
     assert upstream.ports[0] != upstream.ports[1]
 
 
+async def test_a_request_on_a_connection_that_was_closed_meanwhile_is_sent_once_more() -> None:
+    # The second reply is none: the upstream closes as the request comes, which is what is seen of one
+    # that had closed before.
+    async with connections([sized(b"a")], [None], [sized(b"b")]) as (upstream, post):
+        assert await body_of(post) == (200, b"a")
+        assert await body_of(post) == (200, b"b")
+    assert upstream.ports[0] == upstream.ports[1] != upstream.ports[2]
+    assert len(set(upstream.requests)) == 1
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [[None]],  # a new connection
+        [[sized(b"a")], [OK, None]],  # a reply had begun
+        [[sized(b"a")], [None], [None]],  # and then a new connection
+    ],
+)
+async def test_nothing_else_is_sent_twice(replies: list[list[bytes | None]]) -> None:
+    async with connections(*replies, [sized(b"never")]) as (upstream, post):
+        if replies[0] != [None]:
+            await body_of(post)
+        with pytest.raises(UpstreamFailed):
+            await body_of(post)
+    assert len(upstream.requests) == len(replies)
+
+
+async def test_what_the_upstream_thought_about_is_not_sent_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_exchange, "STALE_SECONDS", 0.0)
+    async with connections([sized(b"a")], [None], [sized(b"never")]) as (upstream, post):
+        await body_of(post)
+        with pytest.raises(UpstreamFailed):
+            await body_of(post)
+    assert len(upstream.requests) == 2
+
+
 async def test_a_taken_body_leaves_the_connection_fit_for_the_next_exchange() -> None:
     replies: list[list[bytes | None]] = [[EVENTS, b"5\r\nhello\r\n", b"0\r\n\r\n"]] * 3
     async with connections(*replies) as (upstream, post):
