@@ -19,7 +19,10 @@ class ContentRun(NamedTuple):
 
 
 class ContentScrubber:
-    """A ThinkScrubber for the values of one content field; parameters and errors are its own."""
+    """A ThinkScrubber for the values of one content field; parameters and errors are its own.
+
+    A value that is a string may be fed to `scrubber` itself.
+    """
 
     def __init__(
         self,
@@ -27,16 +30,12 @@ class ContentScrubber:
         tag_names: Sequence[str] = DEFAULT_TAG_NAMES,
         starts_open: bool = False,
     ) -> None:
-        self._scrubber = ThinkScrubber(mode, tag_names, starts_open)
+        self.scrubber = ThinkScrubber(mode, tag_names, starts_open)
 
     @property
     def idle(self) -> bool:
         """As ThinkScrubber's."""
-        return self._scrubber.idle
-
-    def feed_text(self, text: str) -> str:
-        """A string: the visible text."""
-        return self._scrubber.feed(text)
+        return self.scrubber.idle
 
     def feed(self, value: object, ends: bool = False) -> list[ContentRun]:
         """Take the next value; with `ends` the last one, which may be empty.
@@ -48,15 +47,15 @@ class ContentScrubber:
         if isinstance(value, list):
             for part in value:
                 if _is_text_part(part) and part["text"]:
-                    pieces += _as_parts(self._scrubber.feed_segments(part["text"]), part)
+                    pieces += _as_parts(self.scrubber.feed_segments(part["text"]), part)
                 else:
                     pieces.append((part, False))
             if ends:
-                pieces += _as_parts(self._scrubber.flush_segments(), {"type": "text"})
+                pieces += _as_parts(self.scrubber.flush_segments(), {"type": "text"})
         else:
-            pieces += self._scrubber.feed_segments(value if isinstance(value, str) else "")
+            pieces += self.scrubber.feed_segments(value if isinstance(value, str) else "")
             if ends:
-                pieces += self._scrubber.flush_segments()
+                pieces += self.scrubber.flush_segments()
 
         runs = []
         for is_reasoning, group in groupby(pieces, key=lambda piece: piece[1]):

@@ -135,8 +135,8 @@ class DeltaScrubber:
             return None
         if self._fields or len(self._contents) != 1:
             return None
-        read = scrubber.feed_text(text)
-        self._idle = scrubber.idle
+        read = scrubber.scrubber.feed(text)
+        self._idle = scrubber.scrubber.idle
         return read
 
     def flush(self) -> list[Json]:

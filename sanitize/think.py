@@ -125,7 +125,9 @@ class ThinkScrubber:
         return segments
 
     def _take_text(self, text: str) -> None:
-        if self._lead is _Lead.NONE or not text:
+        if not text:
+            return
+        if self._lead is _Lead.NONE:
             self._emit(text)
             return
         text = self._blank + text
@@ -172,6 +174,11 @@ def _may_open(text: str) -> bool:
 
 
 def _visible(segments: list[Segment]) -> str:
+    if not segments:
+        return ""
+    if len(segments) == 1:
+        text, is_reasoning = segments[0]
+        return "" if is_reasoning else text
     return "".join([segment.text for segment in segments if not segment.is_reasoning])
 
 

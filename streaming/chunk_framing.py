@@ -28,24 +28,26 @@ class ChunkedFrames:
 
     def __init__(self, *, max_held_bytes: int) -> None:
         self._max_held = max_held_bytes
-        self.held = bytearray()  # an unfinished frame
+        self._held = bytearray()  # an unfinished frame
         self.ended = False
-        self.each_ends_an_event = False  # each frame that `feed_aligned` returned last
+
+    @property
+    def is_clear(self) -> bool:
+        """What comes next is the beginning of a frame."""
+        return not self._held and not self.ended
 
     def feed_aligned(self, data: bytes) -> bytes | None:
         """The frames themselves, where all are whole and end with an event; else None, and nothing
         was taken. Raises FramingError.
         """
-        if self.held or self.ended:
+        if not self.is_clear:
             return None
-        self.each_ends_an_event = True
         end = run_pattern().match(data).end()
         if end == len(data):
             return data
         if data.startswith(LAST_FRAME, end) and end + len(LAST_FRAME) == len(data):
             self.ended = True
             return data[:end]
-        self.each_ends_an_event = False
         boundary, walked, ended = self._walk(data, None)
         if walked != boundary or not (ended or boundary == len(data)):
             return None
@@ -56,17 +58,17 @@ class ChunkedFrames:
         """The payload of the frames that are whole. Raises FramingError."""
         payload: list[bytes] = []
         whole: bytes | bytearray = data
-        if self.held:
-            self.held += data
-            whole = self.held
+        if self._held:
+            self._held += data
+            whole = self._held
         _, walked, self.ended = self._walk(whole, payload)
         if self.ended:
-            self.held.clear()
-        elif whole is self.held:
-            del self.held[:walked]
+            self._held.clear()
+        elif whole is self._held:
+            del self._held[:walked]
         elif walked < len(data):
-            self.held += data[walked:]
-        if len(self.held) > self._max_held:
+            self._held += data[walked:]
+        if len(self._held) > self._max_held:
             raise FramingError(f"a chunk of more than {self._max_held} bytes")
         return b"".join(payload)
 
@@ -157,16 +159,24 @@ def payload_of(frames: bytes) -> bytes:
     payload = []
     position = 0
     while position < len(frames):
-        one, position = first_frame(frames, position)
-        payload.append(one)
+        line_end = frames.index(b"\r\n", position)
+        end = line_end + 2 + _size_of(frames[position:line_end])
+        payload.append(frames[line_end + 2 : end])
+        position = end + 2
     return b"".join(payload)
 
 
-def first_frame(frames: bytes, start: int) -> tuple[bytes, int]:
-    """The payload of the whole frame that begins at `start`, and where it ends."""
-    line_end = frames.index(b"\r\n", start)
-    end = line_end + 2 + _size_of(frames[start:line_end])
-    return frames[line_end + 2 : end], end + 2
+def whole_frame(data: bytes, start: int) -> tuple[bytes, int] | None:
+    """The payload of the frame at `start` and where it ends; None where it is not whole, or its end is
+    not an event's. Raises FramingError.
+    """
+    line_end = data.find(b"\r\n", start, start + MAX_SIZE_LINE)
+    if line_end == -1:
+        return None
+    end = line_end + 2 + _size_of(data[start:line_end])
+    if data[end - 2 : end + 2] != b"\n\n\r\n" or end < line_end + 4:
+        return None
+    return data[line_end + 2 : end], end + 2
 
 
 @lru_cache(MAX_KNOWN_SIZES)  # most sizes come again

@@ -13,12 +13,13 @@ import msgspec
 
 from sanitize.deltas import DeltaScrubber, Openers
 from streaming.chunk_framing import (
+    LAST_FRAME,
     ChunkedFrames,
     FramingError,
-    first_frame,
     frame_of,
     payload_of,
     run_end,
+    whole_frame,
 )
 from streaming.failures import UpstreamFailed
 from streaming.json_codec import decode_json, encode_json
@@ -29,6 +30,8 @@ _DONE = re.compile(rb"^data: ?\[DONE\]|^data: ?\{\"error\"\s*:\s*[{\"]", re.MULT
 _FINISHED = re.compile(rb"\"finish_reason\"\s*:\s*\"[^\"]")
 # How nearly all streams end. A line feed is never raw in JSON.
 _END = b"\ndata: [DONE]\n\n\r\n"
+# How frames that are whole events end, the last frame behind them.
+_FRAME_ENDS = (b"\n\n\r\n", b"\n\n\r\n" + LAST_FRAME)
 # The finish stands near the end, with at most a usage chunk behind it.
 MAX_TAIL_BYTES = 64 * 1024
 
@@ -101,7 +104,6 @@ class VerbatimEvents:
 
     def __init__(self, finishes: int) -> None:
         self._end = StreamEnd(finishes)
-        self._see_frames = self._end.see_frames
         self._held: list[bytes] = []  # an unfinished event, in pieces: it may be very long
         self._held_bytes = 0
         self._seam = b""  # its last bytes, in which a blank line may have begun
@@ -127,10 +129,9 @@ class VerbatimEvents:
         self._end.see(whole)
         return whole
 
-    def feed_frames(self, frames: bytes, *, each: bool) -> bytes:
-        """Whole events in their chunked frames, which stay as they are."""
-        self._see_frames(frames)
-        return frames
+    def see_frames(self, frames: bytes) -> None:
+        """Whole events go on in their chunked frames, as they are."""
+        self._end.see_frames(frames)
 
     def flush(self) -> bytes:
         """What is left. Raises UpstreamFailed where the stream is not complete."""
@@ -175,22 +176,30 @@ class ScrubbedEvents:
             self._plain = False
         if self._plain and not self._parser.holds and data.endswith(b"\n\n"):
             self._end.see(data)
-            return data if self._scrubber.passes(data) else self._some(data, _Bare)
+            return data if self._scrubber.passes(data) else self._some(data, _Bare)[0]
         try:
             events = self._parser.feed(data)
         except EventTooLarge:
             raise UpstreamFailed("The upstream sent an event that is too large.") from None
         return self._read(events)
 
-    def feed_frames(self, frames: bytes, *, each: bool) -> bytes:
-        """Whole events in their chunked frames → the same; `each`: every frame ends with an event.
+    def feed_frames(self, data: bytes) -> tuple[bytes, int]:
+        """The frames that `data` begins with, each with whole events, scrubbed; and where they end.
 
         Raises UpstreamFailed.
         """
-        if not (each and self._plain):
-            return frame_of(self.feed(payload_of(frames)))
-        self._end.see_frames(frames)
-        return frames if self._scrubber.passes(frames) else self._some(frames, _Framed)
+        if not self._plain:
+            return b"", 0
+        if not data.endswith(_FRAME_ENDS):  # what is cut waits for its rest
+            data = data[: run_end(data, 0, len(data))]
+        if self._scrubber.passes(data):
+            end = run_end(data, 0, len(data))
+            out = data if end == len(data) else data[:end]
+        else:
+            out, end = self._some(data, _Framed)
+        if end:
+            self._end.see_frames(data if end == len(data) else data[:end])
+        return out, end
 
     def flush(self) -> bytes:
         last = self._read(self._parser.flush())
@@ -202,27 +211,29 @@ class ScrubbedEvents:
             self._end.see(event.raw)
         return b"".join([scrubbed_event(event, self._scrubber) for event in events])
 
-    def _some(self, data: bytes, framing: type["_Bare"]) -> bytes:
-        """Whole events: only those are read around which a tag may be."""
+    def _some(self, data: bytes, framing: type["_Bare"]) -> tuple[bytes, int]:
+        """Whole events, of which only those are read around which a tag may be; and where they end."""
         scrubber = self._scrubber
         openers = Openers(data)
         out: list[bytes] = []
-        position = 0
-        while position < len(data):
+        position, length = 0, len(data)
+        while position < length:
             begin = position
             if scrubber.reads_openers_only:  # up to the next one nothing happens
                 opener = openers.next(position)
-                if opener == len(data):
-                    break
                 begin = framing.begin_of(data, position, opener)
                 out.append(data[position:begin])
-            event, position = framing.first(data, begin)
+                if begin == length or opener == length:
+                    return b"".join(out), begin
+            found = framing.first(data, begin)
+            if found is None:
+                return b"".join(out), begin
+            event, position = found
             if scrubber.passes(event):
                 out.append(data[begin:position])
             else:
                 out.append(framing.wrapped(self._read_some(event)))
-        out.append(data[position:])
-        return b"".join(out)
+        return b"".join(out), position
 
     def _read_some(self, events: bytes) -> bytes:
         is_plain = events.startswith(b"data: ") and events.find(b"\n") == len(events) - 2
@@ -236,12 +247,14 @@ class _Bare:
 
     @staticmethod
     def begin_of(data: bytes, start: int, at: int) -> int:
-        """Where the event begins that holds `at`; `start` is where some event does."""
+        """Where the event begins that holds `at`, or the end; `start` is where some event does."""
+        if at == len(data):
+            return at
         before = data.rfind(b"\n\n", start, at)
         return start if before == -1 else before + 2
 
     @staticmethod
-    def first(data: bytes, start: int) -> tuple[bytes, int]:
+    def first(data: bytes, start: int) -> tuple[bytes, int] | None:
         """The event at `start`, and where it ends."""
         end = data.find(b"\n\n", start) + 2
         return data[start:end], end
@@ -252,40 +265,36 @@ class _Bare:
 
 
 class _Framed(_Bare):
-    """Chunked frames in a row, each of one event or more."""
+    """Chunked frames in a row, each of one event or more, as far as they are."""
 
     @staticmethod
     def begin_of(data: bytes, start: int, at: int) -> int:
-        before = data.rfind(b"\n\n\r\n", start, at) + 4
-        if before > 3 and run_end(data, start, before) == before:
-            return before
-        end = start
-        while end <= at:  # what looked like a frame's end was none
-            start = end
-            _, end = first_frame(data, start)
-        return start
+        if at < len(data):
+            at = max(start, data.rfind(b"\n\n\r\n", start, at) + 4)
+        # What looks like a frame's end may be payload: then the run goes on beyond it, or ends before.
+        return run_end(data, start, at)
 
     @staticmethod
-    def first(data: bytes, start: int) -> tuple[bytes, int]:
-        return first_frame(data, start)
+    def first(data: bytes, start: int) -> tuple[bytes, int] | None:
+        return whole_frame(data, start)
 
     @staticmethod
     def wrapped(events: bytes) -> bytes:
         return frame_of(events)
 
 
-class _PlainDelta(msgspec.Struct, forbid_unknown_fields=True):
+class _PlainDelta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     content: str
 
 
-class _PlainChoice(msgspec.Struct, forbid_unknown_fields=True):
+class _PlainChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     index: int
     delta: _PlainDelta
     finish_reason: None = None
     logprobs: None = None
 
 
-class _PlainChunk(msgspec.Struct, forbid_unknown_fields=True):
+class _PlainChunk(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A chunk that is a piece of content and nothing else; what it says beside is on every chunk."""
 
     choices: tuple[_PlainChoice]
@@ -357,15 +366,23 @@ class DirectEvents:
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed."""
         stage, walker = self.stage, self._frames
+        out = b""
         try:
             if not stage.holds:
-                frames = walker.feed_aligned(data)
-                if frames is not None:
-                    return stage.feed_frames(frames, each=walker.each_ends_an_event)
+                if isinstance(stage, VerbatimEvents):
+                    frames = walker.feed_aligned(data)
+                    if frames is not None:
+                        stage.see_frames(frames)
+                        return frames
+                elif walker.is_clear:
+                    out, end = stage.feed_frames(data)
+                    if end == len(data):
+                        return out
+                    data = data[end:]
             payload = walker.feed(data)
         except FramingError as error:
             raise UpstreamFailed(f"The upstream sent what cannot be read: {error}.") from None
-        return frame_of(stage.feed(payload)) if payload else b""
+        return out + frame_of(stage.feed(payload)) if payload else out
 
     def flush(self) -> bytes:
         """What is left at the end. Raises UpstreamFailed where the stream is not complete."""

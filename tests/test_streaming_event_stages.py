@@ -163,3 +163,35 @@ def test_lines_in_a_frame_may_end_in_two_ways() -> None:
     end = direct.feed(frame_of(b"data: [DONE]\r\n\n"))
     assert texts_of(payload_of(held + end), 1) == ["a<"]
     assert payload_of(end).endswith(b"data: [DONE]\r\n\n")
+
+
+def test_a_finish_that_is_cut_within_is_not_taken_for_another() -> None:
+    """Some servers write "" for no finish, on every chunk."""
+    chunk = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": ""}]}
+    one = frame_of(event(chunk, escaped=True))
+    raw = one * 3 + b"0\r\n\r\n"
+    for cut in range(len(one) + 1, len(one) * 2):
+        direct = DirectEvents(ScrubbedEvents(DeltaScrubber(), finishes=0))
+        out = payload_of(direct.feed(raw[:cut]) + direct.feed(raw[cut:]) + direct.flush())
+        assert b'"finish_reason":""' not in out.replace(b" ", b"")
+        assert out.count(b"null") == 3
+
+
+@settings(max_examples=300)
+@given(st.data(), st.randoms(use_true_random=False))
+def test_what_looks_like_a_frames_end_within_one_is_left_where_it_is(
+    data: st.DataObject, rng: random.Random
+) -> None:
+    """Comments may hold anything but line ends of their own; frames are replaced whole or not at all."""
+    odd = st.sampled_from([b": x\n\n", b": \r\n\n", b"\r\n\n", b"\n\r\n5\r\n", b": 3\r\nab\n\n"])
+    text = data.draw(TEXT)
+    blocks = stream_of([text], rng).split(b"\n\n")[:-1]
+    parts = []
+    for block in blocks:
+        extra = data.draw(st.lists(odd, max_size=2).map(b"".join))
+        parts.append(extra + block + b"\n\n")
+    framed = b"".join(map(frame_of, parts)) + b"0\r\n\r\n"
+    direct = DirectEvents(ScrubbedEvents(DeltaScrubber(), finishes=1))
+    frames = b"".join(direct.feed(piece) for piece in pieces_of(framed, rng)) + direct.flush()
+    assert direct.ended
+    assert texts_of(payload_of(frames), 1) == [scrub(text)]
