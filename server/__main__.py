@@ -6,8 +6,9 @@ Exit codes: 0 after SIGTERM or SIGINT, 2 for a setting that cannot work, 1 where
 import asyncio
 import logging
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from server.setting_values import BadSetting
 from server.settings import Settings, read_settings
@@ -16,22 +17,52 @@ log = logging.getLogger("server")
 
 
 def main() -> int:
-    """Run the server until it is told to stop; returns the exit code."""
+    """The command: `smolgate`, or `python -m server`."""
+    return run(sys.argv[1:])
+
+
+def run(
+    arguments: Sequence[str],
+    sockets: Sequence[socket.socket] = (),
+    line: socket.socket | None = None,
+) -> int:
+    """Run the server until it is told to stop; returns the exit code.
+
+    `line`: as a worker, whose parent is at its other end and listens at `sockets`.
+    """
     # smolagents reads a .env file of the working directory when it is imported; settings come from
     # the environment and the flags alone.
     os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
     try:
-        settings = read_settings(sys.argv[1:], os.environ)
+        settings = read_settings(arguments, os.environ)
     except BadSetting as error:
         print(f"smolgate: {error}", file=sys.stderr)
         return 2
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
-    return _run(settings)
+    if line is None and settings.workers > 1:
+        return _run_workers(settings, arguments)
+    return _run(settings, sockets, line)
 
 
-def _run(settings: Settings) -> int:
-    from server.listen import serve
+def _run_workers(settings: Settings, arguments: Sequence[str]) -> int:
+    from server.listen import say_what_is_missing
+    from server.worker_pool import WorkerFailed, serve_by_workers
+
+    say_what_is_missing(settings)
+    try:
+        asyncio.run(serve_by_workers(settings, arguments))
+    except WorkerFailed as error:
+        return error.code or 1
+    except OSError as error:
+        print(f"smolgate: cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.socket | None) -> int:
+    from server.listen import OwnPost, Post, serve
     from server.registry import load_agents
+    from server.worker_post import WorkerPost
     from streaming.interpreters.jail_pool import JailUnavailable
 
     try:
@@ -41,7 +72,8 @@ def _run(settings: Settings) -> int:
         return 2
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            runner.run(serve(settings, agents))
+            post: Post = OwnPost(settings) if line is None else WorkerPost(sockets, line)
+            runner.run(serve(settings, agents, post))
         except JailUnavailable as error:
             print(f"smolgate: JAIL is 'required', and {error}", file=sys.stderr)
             return 2

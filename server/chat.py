@@ -13,6 +13,7 @@ from server.agent_reply import collect_run, stream_run
 from server.chat_request import chat_request_of, route_of, run_spec_of
 from server.chat_wire import REASONING_FORMATS
 from server.idempotency import wish_of
+from server.joining import find_elsewhere
 from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAMS
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
@@ -80,10 +81,17 @@ async def _run_agent(
     leave_seconds = _leave_seconds(request, settings)
     caller = request.get(API_KEY, "")
     wish = wish_of(request.headers, body, caller)
-    run = replays.joinable(wish)
+    elsewhere = None
+    async with replays.settling(wish):
+        run = replays.joinable(wish)
+        if run is None and wish is not None:
+            elsewhere = await find_elsewhere(request, body, wish)
+        if run is None and elsewhere is None:
+            run = supervisor.submit(spec, key=caller)
+            replays.keep(wish, run)
     if run is None:
-        run = supervisor.submit(spec, key=caller)
-        replays.keep(wish, run)
+        assert elsewhere is not None
+        return await elsewhere.pass_on(request)
     async with supervisor.reading(run, leave_seconds=leave_seconds):
         created = int(run.created)
         if asked.stream:

@@ -5,10 +5,13 @@ In: an agent request's caller, body and headers. Out: the run to read, one that 
 while the first is still going. Runs that were refused, or stopped because everybody left, are forgotten.
 """
 
+import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from streaming.failures import InvalidRequest
 from streaming.run import Run
@@ -20,7 +23,7 @@ MAX_KEY_CHARACTERS = 255
 MAX_KEPT = 1000
 FORGET_EVERY_SECONDS = 1.0
 # Nothing was concluded in these: whoever asks again means it.
-INCONCLUSIVE = frozenset({"client_gone", "queue_timeout", "draining"})
+INCONCLUSIVE = frozenset({"client_gone", "queue_timeout", "draining", "queue_full", "key_limit"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Wish:
     is_repeated: bool
     lasting: bool
 
+    @property
+    def fingerprint(self) -> bytes:
+        """What it is known by outside this process: no key, no name."""
+        return hashlib.sha256(f"{self.caller}\n{self.name}".encode()).digest()
+
 
 class Replays:
     """The runs that may be joined; `keep_seconds` is how long an ended one may."""
@@ -43,6 +51,17 @@ class Replays:
         self._keep_seconds = keep_seconds
         self._runs: dict[tuple[str, str], tuple[Wish, Run]] = {}
         self._forgot_at = 0.0
+        self._settling: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def settling(self, wish: Wish | None) -> AsyncIterator[None]:
+        """While inside, nobody else finds out which run this wish has."""
+        if wish is None:
+            yield
+            return
+        lock = self._settling.setdefault(wish.fingerprint, asyncio.Lock())
+        async with lock:
+            yield
 
     def joinable(self, wish: Wish | None) -> Run | None:
         """The run that this wish already has. Raises InvalidRequest where its body was another."""

@@ -8,6 +8,7 @@ from aiohttp import web
 from server.idempotency import Replays
 from server.settings import Settings
 from server.upstreams import Upstreams
+from server.worker_link import LinkedEmbedded, WorkerLink
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
 from streaming.supervisor import Supervisor
@@ -22,8 +23,10 @@ UPSTREAM: web.AppKey[UpstreamGroup] = web.AppKey("upstream", UpstreamGroup)
 UPSTREAMS: web.AppKey[Upstreams] = web.AppKey("upstreams", Upstreams)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
-EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
+EMBEDDED: web.AppKey["EmbeddedUpstream | LinkedEmbedded"] = web.AppKey("embedded")
 
+# The line to the parent, where this is one of many workers.
+WORKER_LINK: web.AppKey[WorkerLink] = web.AppKey("worker_link", WorkerLink)
 JAIL_POOL: web.AppKey[JailPool] = web.AppKey("jail_pool", JailPool)
 REPLAYS: web.AppKey[Replays] = web.AppKey("replays", Replays)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from aiohttp import web
 
@@ -23,9 +24,45 @@ log = logging.getLogger("server")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Post(Protocol):
+    """Where a server listens, and until when. Opened before the application starts."""
+
+    async def open(self, app: web.Application) -> None: ...
+
+    async def listen(self, runner: web.AppRunner) -> None:
+        """Raises OSError where it cannot."""
+
+    async def stay(self, runner: web.AppRunner, told: asyncio.Event) -> None:
+        """Returns when serving is over; `told` is the signal to stop."""
+
+    async def close(self) -> None: ...
+
+
+class OwnPost:
+    """The only process: it listens where the settings say, until it is told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def open(self, app: web.Application) -> None:
+        say_what_is_missing(self._settings)
+
+    async def listen(self, runner: web.AppRunner) -> None:
+        await _site(runner, self._settings).start()
+        log.info("listening on %s", _address(runner, self._settings))
+
+    async def stay(self, runner: web.AppRunner, told: asyncio.Event) -> None:
+        await told.wait()
+        log.info("stopping; a second signal stops at once")
+
+    async def close(self) -> None:
+        pass
+
+
 async def serve(
     settings: Settings,
     agents: Mapping[str, AgentFactory],
+    post: "Post | None" = None,
     *,
     also: Callable[[web.Application], None] | None = None,
 ) -> None:
@@ -39,18 +76,17 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
         loop.add_signal_handler(number, _on_signal, told)
-    _say_what_is_missing(settings)
-    await runner.setup()
+    post = post or OwnPost(settings)
+    await post.open(app)
     try:
-        site = _site(runner, settings)
-        await site.start()
-        log.info("listening on %s", _address(runner, settings))
+        await runner.setup()
+        await post.listen(runner)
         _spare_the_collector()
-        await told.wait()
-        log.info("stopping; a second signal stops at once")
+        await post.stay(runner, told)
         await drain(app, settings.drain_seconds)
     finally:
         await runner.cleanup()
+        await post.close()
 
 
 def _spare_the_collector() -> None:
@@ -82,7 +118,7 @@ def _address(runner: web.AppRunner, settings: Settings) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def _say_what_is_missing(settings: Settings) -> None:
+def say_what_is_missing(settings: Settings) -> None:
     if settings.embedded:
         log.warning(
             "UPSTREAM_OPENAI_BASE is not set: the embedded model %s serves as the upstream",

@@ -24,8 +24,10 @@ from server.keys import (
     SUPERVISOR,
     UPSTREAM,
     UPSTREAMS,
+    WORKER_LINK,
 )
 from server.upstreams import open_upstreams
+from server.worker_link import LinkedEmbedded
 from streaming.agent_context import MakeInterpreter
 from streaming.agent_run import RunMeans
 from streaming.cancellation import StopSignal
@@ -44,6 +46,11 @@ log = logging.getLogger("server")
 async def embedded_model(app: web.Application) -> AsyncIterator[None]:
     """The embedded model's process, where no upstream is set."""
     if not app[SETTINGS].embedded:
+        yield
+        return
+    link = app.get(WORKER_LINK)
+    if link is not None and link.welcome.embedded_base is not None:  # the parent has it, for all
+        app[EMBEDDED] = LinkedEmbedded(link, link.welcome.embedded_base)
         yield
         return
     from server.embedded import EmbeddedUpstream
@@ -119,6 +126,7 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
             queue_seconds=settings.queue_seconds,
             run_seconds=settings.run_seconds,
         ),
+        admission=app.get(WORKER_LINK),
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
     with capture_installed():

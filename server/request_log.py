@@ -1,7 +1,7 @@
 """One line per request, under its id.
 
 In: every request. Out: an `x-request-id` on every response (the caller's own, where it is harmless)
-and, when the response is over, one log line with method, path, status, seconds and outcome. Never a
+and, when the response is over, one log line with the caller's address, method, path, status, seconds and outcome. Never a
 prompt, a header or a key.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from server.client_address import client_address
 from server.keys import OUTCOME, REQUEST_ID
 from server.sse_writer import ClientStalled
 
@@ -33,6 +34,8 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
     given = request.headers.get("X-Request-Id", "")
     request_id = given if _HARMLESS_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
     request[REQUEST_ID] = request_id
+    # Now, while the connection is there for certain.
+    address = client_address(request) if log.isEnabledFor(logging.INFO) else ""
     began = time.monotonic()
     status = CLIENT_GONE
     try:
@@ -49,7 +52,8 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
         if log.isEnabledFor(logging.INFO):
             # `path` is percent-encoded by the caller or refused by aiohttp: it holds no line break.
             log.info(
-                "%s %s %d %.3fs %s %s",
+                "%s %s %s %d %.3fs %s %s",
+                address,
                 request.method,
                 request.rel_url.raw_path,
                 status,

@@ -4,31 +4,43 @@ A run's id is the id of its chat completion. A caller sees the runs of its own k
 """
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
 
-from server.keys import API_KEY, SUPERVISOR
+from server.keys import API_KEY, SUPERVISOR, WORKER_LINK
+from server.worker_wire import Inquiry
 from streaming.failures import RunNotFound, RunStopped
 from streaming.run import Run
 
 
 async def list_runs(request: web.Request) -> web.Response:
-    runs = [run for run in request.app[SUPERVISOR].runs.values() if _is_callers(request, run)]
-    return _json({"object": "list", "data": [run_object(run) for run in runs]})
+    """The caller's runs, those of other workers too."""
+    key = request.get(API_KEY, "")
+    runs = [run_object(run) for run in _runs_of(request.app, key)]
+    return _json({"object": "list", "data": runs + await _elsewhere(request, "list")})
 
 
 async def get_run(request: web.Request) -> web.Response:
     """One run that has not ended. Raises RunNotFound."""
-    return _json(run_object(_run_of(request)))
+    return _json(await _find(request, "get"))
 
 
 async def cancel_run(request: web.Request) -> web.Response:
     """Stop a run; its readers get an error event. Raises RunNotFound."""
-    run = _run_of(request)
-    request.app[SUPERVISOR].stop(run, RunStopped("The run was cancelled.", code="cancelled"))
-    return _json(run_object(run))
+    return _json(await _find(request, "cancel"))
+
+
+def runs_found(app: web.Application, inquiry: Inquiry) -> list[dict[str, Any]]:
+    """What another worker asks for, of the runs of this one; those to be cancelled are."""
+    found = _runs_of(app, inquiry.key)
+    if inquiry.wish != "list":
+        found = [run for run in found if run.id == inquiry.run_id]
+    if inquiry.wish == "cancel":
+        for run in found:
+            app[SUPERVISOR].stop(run, RunStopped("The run was cancelled.", code="cancelled"))
+    return [run_object(run) for run in found]
 
 
 def run_object(run: Run) -> dict[str, Any]:
@@ -51,16 +63,28 @@ def run_object(run: Run) -> dict[str, Any]:
     }
 
 
-def _run_of(request: web.Request) -> Run:
-    run = request.app[SUPERVISOR].runs.get(request.match_info["id"])
-    if run is None or not _is_callers(request, run):
+async def _find(request: web.Request, wish: Literal["get", "cancel"]) -> Any:
+    run_id = request.match_info["id"]
+    inquiry = Inquiry(0, wish, request.get(API_KEY, ""), run_id)
+    found: list[Any] = runs_found(request.app, inquiry) or await _elsewhere(request, wish, run_id)
+    if not found:
         raise RunNotFound("There is no such run, or it has ended.", param="id")
-    return run
+    return found[0]
 
 
-def _is_callers(request: web.Request, run: Run) -> bool:
-    caller: str = request.get(API_KEY, "")
-    return run.key == caller
+async def _elsewhere(
+    request: web.Request, wish: Literal["list", "get", "cancel"], run_id: str = ""
+) -> list[Any]:
+    """What other workers find."""
+    link = request.app.get(WORKER_LINK)
+    if link is None:
+        return []
+    found = await link.runs_elsewhere(wish, request.get(API_KEY, ""), run_id)
+    return [msgspec.Raw(run) for run in found]
+
+
+def _runs_of(app: web.Application, key: str) -> list[Run]:
+    return [run for run in app[SUPERVISOR].runs.values() if run.key == key]
 
 
 def _json(value: Any) -> web.Response:

@@ -7,9 +7,13 @@ name, the value (secrets apart) and what is allowed.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, Literal
 
 from server.upstream_settings import BadEntry
+
+# What a caller's address may lie in; "unix" is the unix socket's other end.
+Network = IPv4Network | IPv6Network | Literal["unix"]
 
 
 class BadSetting(ValueError):
@@ -105,6 +109,11 @@ def api_keys(text: str) -> tuple[str, ...]:
     if not keys or not all(key.isascii() and key.isprintable() for key in keys):
         raise ValueError
     return keys
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return tuple("unix" if name == "unix" else ip_network(name) for name in names)
 
 
 def agents(text: str) -> dict[str, str]:

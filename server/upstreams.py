@@ -23,6 +23,7 @@ from streaming.upstream_group import GroupMember, RetryLimits, UpstreamGroup
 
 if TYPE_CHECKING:  # loaded only where the embedded model is used
     from server.embedded import EmbeddedUpstream
+    from server.worker_link import LinkedEmbedded
 
 # A request that comes while the embedded model is still being loaded waits for it.
 EMBEDDED_WAIT_SECONDS = 30.0
@@ -142,7 +143,7 @@ def _exact_ids(known: Sequence[_Known]) -> list[str]:
 
 @asynccontextmanager
 async def open_upstreams(
-    settings: Settings, embedded: "EmbeddedUpstream | None"
+    settings: Settings, embedded: "EmbeddedUpstream | LinkedEmbedded | None"
 ) -> AsyncIterator[Upstreams]:
     """All that the settings name; `embedded` stands for one without a base."""
     async with AsyncExitStack() as stack:
@@ -159,7 +160,7 @@ async def _open(
     stack: AsyncExitStack,
     settings: Settings,
     options: UpstreamOptions,
-    embedded: "EmbeddedUpstream | None",
+    embedded: "EmbeddedUpstream | LinkedEmbedded | None",
 ) -> _Known:
     def target() -> Target:
         if options.base is not None:

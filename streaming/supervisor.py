@@ -1,8 +1,7 @@
 """Every run admitted, timed, stopped and counted.
 
 In: a `RunSpec`. Out: a `Run` whose events end with exactly one terminal event, whatever becomes of the
-worker. A run waits for a slot in the order of arrival, within limits; a slot is free again only when
-the work has really stopped.
+worker. A run waits for a place (admission.py); it is free again only when the work has really stopped.
 
 The ladder, entered by a client that left, a deadline, a drain, or somebody's wish:
   at once   the stop signal is set (the model call is cancelled, the jail is killed) and the run's
@@ -14,12 +13,12 @@ The ladder, entered by a client that left, a deadline, a drain, or somebody's wi
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from streaming.admission import RETRY_AFTER_SECONDS, Admission, OwnAdmission, Place, PlaceLedger
 from streaming.agent_run import failure_of
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 
 # How long a stopped run may take to notice before force is used.
 GRACE_SECONDS = 2.0
-RETRY_AFTER_SECONDS = 5.0
 
 FINISH = float("inf")
 
@@ -68,26 +66,29 @@ class Limits:
 
 
 class Supervisor:
-    """One per server, on its event loop."""
+    """One per process, on its event loop. `admission`: by default the limits are this process's own."""
 
-    def __init__(self, runner: Runner, limits: Limits) -> None:
+    def __init__(
+        self, runner: Runner, limits: Limits, *, admission: Admission | None = None
+    ) -> None:
         self._runner = runner
         self.limits = limits
+        self._admission = admission or OwnAdmission(
+            PlaceLedger(limits.max_running, limits.max_queued, limits.max_per_key)
+        )
         self.runs: dict[str, Run] = {}
         self.stuck = 0
         self.draining = False
-        self._running = 0
-        self._waiting: deque[tuple[Run, asyncio.Future[None]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> int:
         """Runs that hold a slot, those being stopped included."""
-        return self._running
+        return self._admission.running
 
     @property
     def queued(self) -> int:
-        return len(self._waiting)
+        return self._admission.queued
 
     def why_not_ready(self) -> str | None:
         """Why no work can be taken, in a few words, or None."""
@@ -95,7 +96,7 @@ class Supervisor:
             return "draining"
         if self.stuck >= min(self.limits.max_stuck, self.limits.max_running):
             return f"{self.stuck} runs do not stop"
-        if self.queued >= self.limits.max_queued and self._running >= self.limits.max_running:
+        if self.queued >= self.limits.max_queued and self.running >= self.limits.max_running:
             return "the queue is full"
         return None
 
@@ -112,13 +113,12 @@ class Supervisor:
 
     def submit(self, spec: RunSpec, *, key: str = "") -> Run:
         """Admit a run, which then goes on by itself. Raises Busy, Draining."""
-        self._refuse_if_full(key)
+        if self.draining:
+            raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
+        place = self._admission.ask(spec.run_id, key)
         run = Run(spec, key=key)
         self.runs[run.id] = run
-        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((run, slot))
-        self._fill_slots()
-        self._spawn(self._conduct(run, slot))
+        self._spawn(self._conduct(run, place))
         return run
 
     def stop(self, run: Run, error: SmolgateError) -> None:
@@ -134,7 +134,7 @@ class Supervisor:
     async def drain(self, seconds: float) -> None:
         """Admit nothing more, let runs finish for a while, then stop them, and wait for that."""
         self.draining = True
-        for run, _ in list(self._waiting):
+        for run in [run for run in self.runs.values() if run.state == "queued"]:
             self.stop(run, Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
@@ -143,56 +143,37 @@ class Supervisor:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_SECONDS + 1)
 
-    def _refuse_if_full(self, key: str) -> None:
-        if self.draining:
-            raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
-        if self._running >= self.limits.max_running and self.queued >= self.limits.max_queued:
-            raise Busy(
-                "Too many runs are waiting already: try again later.",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-        most = self.limits.max_per_key
-        if most and sum(run.key == key for run in self.runs.values()) >= most:
-            raise Busy(
-                "Too many runs of this API key: try again when one has ended.",
-                code="key_limit",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-
-    async def _conduct(self, run: Run, slot: asyncio.Future[None]) -> None:
+    async def _conduct(self, run: Run, place: Place) -> None:
         """One run from the queue to its end."""
         try:
-            if await self._has_slot(run, slot):
-                try:
-                    await self._work(run)
-                finally:
-                    self._running -= 1
-                    self._fill_slots()
+            if await self._has_place(run, place.granted):
+                await self._work(run)
         except Exception:
             log.exception("run %s failed", run.id)
         finally:
+            place.give_back()
             run.channel.finish(failure_of(AgentFailed("The agent's worker was lost.")))
             run.state = "done"
             run.ended = time.time()
             del self.runs[run.id]
 
-    async def _has_slot(self, run: Run, slot: asyncio.Future[None]) -> bool:
-        """Wait for a slot. False where the run was refused or stopped while it waited."""
-        with run.stop_signal.watched_by(slot.cancel):
-            await asyncio.wait([slot], timeout=self.limits.queue_seconds)
-        if slot.done() and not slot.cancelled():
-            return True
-        slot.cancel()
-        self._waiting = deque(entry for entry in self._waiting if entry[0] is not run)
-        run.channel.finish(
-            failure_of(
-                Busy(
-                    "No run could be started in time: try again later.",
-                    code="queue_timeout",
-                    retry_after=RETRY_AFTER_SECONDS,
-                )
-            )
+    async def _has_place(self, run: Run, granted: asyncio.Future[None]) -> bool:
+        """Wait for a place. False where the run was refused or stopped while it waited."""
+        refusal = Busy(
+            "No run could be started in time: try again later.",
+            code="queue_timeout",
+            retry_after=RETRY_AFTER_SECONDS,
         )
+        try:
+            with run.stop_signal.watched_by(granted.cancel):
+                await asyncio.wait([granted], timeout=self.limits.queue_seconds)
+            if granted.done() and not granted.cancelled():
+                granted.result()
+                return True
+        except Busy as error:
+            refusal = error
+        granted.cancel()
+        run.channel.finish(failure_of(refusal))
         return False
 
     async def _work(self, run: Run) -> None:
@@ -249,13 +230,6 @@ class Supervisor:
         except TimeoutError:
             if run.readers == 0:
                 self._leave(run, 0)
-
-    def _fill_slots(self) -> None:
-        while self._waiting and self._running < self.limits.max_running:
-            _, slot = self._waiting.popleft()
-            if not slot.done():
-                slot.set_result(None)
-                self._running += 1
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
