@@ -16,6 +16,7 @@ from aiohttp import web
 
 from server.app import create_app
 from server.drain import drain
+from server.listening_sockets import BACKLOG, UNIX_SOCKET_MODE
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
 
@@ -49,6 +50,8 @@ class OwnPost:
 
     async def listen(self, runner: web.AppRunner) -> None:
         await _site(runner, self._settings).start()
+        if self._settings.unix_socket is not None:
+            os.chmod(self._settings.unix_socket, UNIX_SOCKET_MODE)
         log.info("listening on %s", _address(runner, self._settings))
 
     async def stay(self, runner: web.AppRunner, told: asyncio.Event) -> None:
@@ -108,7 +111,7 @@ def _on_signal(told: asyncio.Event) -> None:
 def _site(runner: web.AppRunner, settings: Settings) -> web.BaseSite:
     if settings.unix_socket is not None:
         return web.UnixSite(runner, settings.unix_socket)
-    return web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+    return web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG)
 
 
 def _address(runner: web.AppRunner, settings: Settings) -> str:

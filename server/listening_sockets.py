@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from server.settings import Settings
 
 BACKLOG = 1024
+# For its owner and its group, which is the proxy's; nobody else may connect.
+UNIX_SOCKET_MODE = 0o660
 
 
 @dataclass(frozen=True)
@@ -69,5 +71,6 @@ def _unix_socket(path: str) -> socket.socket:
             os.unlink(path)
     made = socket.socket(socket.AF_UNIX)
     made.bind(path)
+    os.chmod(path, UNIX_SOCKET_MODE)
     made.listen(BACKLOG)
     return made

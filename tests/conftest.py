@@ -232,3 +232,8 @@ async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
 @pytest.fixture(scope="session")
 def readme() -> str:
     return (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked `last` waits for something begun earlier, which the other tests outlast."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)

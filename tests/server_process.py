@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,13 +47,13 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    *flags: str, command: tuple[str, ...] = (sys.executable, "-m", "server"), **values: str
+    *flags: str, command: Sequence[str] = (), **values: str
 ) -> Iterator[ServerProcess]:
     """A server on a free port; its folder for temporary files is its own."""
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
-            [*command, "--port", "0", *flags],
+            [*(command or (sys.executable, "-m", "server")), "--port", "0", *flags],
             env=environment(**{"TMPDIR": folder} | values),
             cwd=ROOT,
             stderr=subprocess.PIPE,

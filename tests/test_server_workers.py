@@ -126,8 +126,8 @@ async def test_one_keys_limit_holds_for_all_workers_together(
     upstream: FakeUpstream, gate: asyncio.Event
 ) -> None:
     values = {"API_KEYS": "mine,yours", "MAX_PER_KEY": "2"}
-    mine = {"headers": {"Authorization": "Bearer mine"}}
-    yours = {"headers": {"Authorization": "Bearer yours"}}
+    mine: Any = {"headers": {"Authorization": "Bearer mine"}}
+    yours: Any = {"headers": {"Authorization": "Bearer yours"}}
     with two_workers(upstream, **values) as server:
         async with at_both(server) as (first, second):
             kept = [asyncio.create_task(read(worker, **mine)) for worker in (first, second)]
@@ -229,7 +229,7 @@ async def test_a_repeated_request_joins_the_run_of_another_worker(
 async def test_an_ended_run_is_replayed_by_any_worker_and_made_anew_when_its_worker_is_gone(
     upstream: FakeUpstream,
 ) -> None:
-    key = {"headers": {"Idempotency-Key": "one"}}
+    key: Any = {"headers": {"Idempotency-Key": "one"}}
     with two_workers(upstream) as server:
         first_pid, _ = server.workers()
         async with at_both(server) as (first, second):
