@@ -70,5 +70,5 @@ clean: ## remove .venv and all caches
 	@touch $@
 
 .venv/.tests: .venv/.runs
-	$(PIP) --editable '.[embedded,fast,test]'
+	$(PIP) --editable '.[embedded,fast,mcp,test]'
 	@touch $@

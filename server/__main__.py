@@ -45,6 +45,7 @@ def run(
 
 
 def _run_workers(settings: Settings, arguments: Sequence[str]) -> int:
+    from server.embedded import EmbeddedUnavailable
     from server.listen import say_what_is_missing
     from server.worker_pool import WorkerFailed, serve_by_workers
 
@@ -53,6 +54,9 @@ def _run_workers(settings: Settings, arguments: Sequence[str]) -> int:
         asyncio.run(serve_by_workers(settings, arguments))
     except WorkerFailed as error:
         return error.code or 1
+    except EmbeddedUnavailable as error:
+        print(f"smolgate: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"smolgate: cannot listen: {error}", file=sys.stderr)
         return 1
@@ -60,6 +64,7 @@ def _run_workers(settings: Settings, arguments: Sequence[str]) -> int:
 
 
 def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.socket | None) -> int:
+    from server.embedded import EmbeddedUnavailable
     from server.listen import OwnPost, Post, serve
     from server.registry import load_agents
     from server.worker_post import WorkerPost
@@ -76,6 +81,9 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
             runner.run(serve(settings, agents, post))
         except JailUnavailable as error:
             print(f"smolgate: JAIL is 'required', and {error}", file=sys.stderr)
+            return 2
+        except EmbeddedUnavailable as error:
+            print(f"smolgate: {error}", file=sys.stderr)
             return 2
         except OSError as error:
             print(f"smolgate: cannot listen: {error}", file=sys.stderr)

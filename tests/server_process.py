@@ -47,7 +47,7 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    *flags: str, command: Sequence[str] = (), **values: str
+    *flags: str, command: Sequence[str] = (), cwd: Path = ROOT, **values: str
 ) -> Iterator[ServerProcess]:
     """A server on a free port; its folder for temporary files is its own."""
     with (
@@ -55,7 +55,7 @@ def server_process(
         subprocess.Popen(
             [*(command or (sys.executable, "-m", "server")), "--port", "0", *flags],
             env=environment(**{"TMPDIR": folder} | values),
-            cwd=ROOT,
+            cwd=cwd,
             stderr=subprocess.PIPE,
             text=True,
         ) as process,

@@ -38,7 +38,11 @@ def confined(how: str, upstream: FakeUpstream, *flags: str) -> Iterator[ServerPr
     if os.geteuid() != 0 or ctypes.util.find_library("seccomp") is None:
         pytest.skip("only root can confine a server as a manager would, by libseccomp")
     command = (sys.executable, START, how, sys.executable, "-m", "server")
-    values = {"UPSTREAM_OPENAI_BASE": upstream.base, "JAIL": "required", "AGENT_MODEL": "up"}
+    values: dict[str, Any] = {
+        "UPSTREAM_OPENAI_BASE": upstream.base,
+        "JAIL": "required",
+        "AGENT_MODEL": "up",
+    }
     with server_process(*flags, command=command, **values) as server:
         yield server
 

@@ -42,7 +42,7 @@ def site(server: str, **changes: str) -> Iterator[NginxSite]:
 
 @contextmanager
 def deployed(
-    upstream: str, *flags: str, changes: dict[str, str] | None = None, **values: str
+    upstream: str, *flags: str, changes: dict[str, str] | None = None, **values: Any
 ) -> Iterator[tuple[ServerProcess, NginxSite]]:
     """The server on a unix socket, as deploy/systemd starts it, and nginx before it."""
     values = {"UPSTREAM_OPENAI_BASE": upstream, "JAIL": "off", "AGENT_MODEL": "up"} | values
@@ -305,7 +305,11 @@ async def test_forwarded_addresses_are_believed_of_trusted_proxies_alone(
 
 
 async def test_the_tcp_variant_works(upstream: FakeUpstream) -> None:
-    values = {"UPSTREAM_OPENAI_BASE": upstream.base, "JAIL": "off", "AGENT_MODEL": "up"}
+    values: dict[str, Any] = {
+        "UPSTREAM_OPENAI_BASE": upstream.base,
+        "JAIL": "off",
+        "AGENT_MODEL": "up",
+    }
     with server_process("--trusted-proxies", "127.0.0.1", **values) as server:
         address = server.base.removeprefix("http://").removesuffix("/v1")
         with site(address) as nginx:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -25,7 +26,7 @@ EMBEDDED = "SmolLM2-135M-Instruct"
 
 
 @contextmanager
-def started(*flags: str, **values: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(*flags: str, **values: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process and the base URL that it says it listens on."""
     with server_process(*flags, **values) as server:
         yield server.process, server.base

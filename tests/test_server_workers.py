@@ -32,7 +32,7 @@ RUNS = "http://worker/v1/runs"
 
 
 @contextmanager
-def two_workers(upstream: FakeUpstream, *flags: str, **values: str) -> Iterator[ServerProcess]:
+def two_workers(upstream: FakeUpstream, *flags: str, **values: Any) -> Iterator[ServerProcess]:
     values = {"UPSTREAM_OPENAI_BASE": upstream.base, "JAIL": "off", "AGENT_MODEL": "up"} | values
     with server_process("--workers", "2", *flags, **values) as server:
         yield server
@@ -125,7 +125,7 @@ async def test_limits_hold_for_all_workers_together(
 async def test_one_keys_limit_holds_for_all_workers_together(
     upstream: FakeUpstream, gate: asyncio.Event
 ) -> None:
-    values = {"API_KEYS": "mine,yours", "MAX_PER_KEY": "2"}
+    values: dict[str, Any] = {"API_KEYS": "mine,yours", "MAX_PER_KEY": "2"}
     mine: Any = {"headers": {"Authorization": "Bearer mine"}}
     yours: Any = {"headers": {"Authorization": "Bearer yours"}}
     with two_workers(upstream, **values) as server:
