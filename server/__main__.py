@@ -69,6 +69,7 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
     from server.registry import load_agents
     from server.worker_post import WorkerPost
     from streaming.interpreters.jail_pool import JailUnavailable
+    from streaming.mcp_server import McpUnavailable
 
     try:
         agents = load_agents(settings.agents, embedded=settings.embedded)
@@ -82,7 +83,7 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
         except JailUnavailable as error:
             print(f"smolgate: JAIL is 'required', and {error}", file=sys.stderr)
             return 2
-        except EmbeddedUnavailable as error:
+        except (EmbeddedUnavailable, McpUnavailable) as error:
             print(f"smolgate: {error}", file=sys.stderr)
             return 2
         except OSError as error:

@@ -10,7 +10,7 @@ from aiohttp import web
 from server import chat, health, models, parts, relay_routes, runs
 from server.auth import auth_middleware
 from server.errors import error_middleware
-from server.keys import AGENTS, CODE_IMPORTS, RELAYS, SETTINGS
+from server.keys import AGENTS, CODE_IMPORTS, MCP_SERVERS, RELAYS, SETTINGS
 from server.request_log import request_log_middleware
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
@@ -25,8 +25,11 @@ def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Ap
     app[SETTINGS] = settings
     app[AGENTS] = dict(agents)
     app[CODE_IMPORTS] = getattr(agents, "code_imports", frozenset())
+    app[MCP_SERVERS] = getattr(agents, "mcp_servers", {})
     app[RELAYS] = set()
-    app.cleanup_ctx.extend((parts.embedded_model, parts.upstreams, parts.jail, parts.supervisor))
+    app.cleanup_ctx.extend(
+        (parts.embedded_model, parts.upstreams, parts.jail, parts.mcp, parts.supervisor)
+    )
     for prefix in ("", "/v1"):
         app.router.add_get(f"{prefix}/healthz", health.healthz)
         app.router.add_get(f"{prefix}/readyz", health.readyz)

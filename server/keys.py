@@ -1,6 +1,7 @@
 """The typed keys under which the application and its requests keep their state."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -11,11 +12,13 @@ from server.upstreams import Upstreams
 from server.worker_link import LinkedEmbedded, WorkerLink
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
+from streaming.mcp_server import McpServer
 from streaming.supervisor import Supervisor
 from streaming.upstream_group import UpstreamGroup
 
 if TYPE_CHECKING:  # loaded only where the embedded model is used
     from server.embedded import EmbeddedUpstream
+    from server.mcp_tools import McpTools
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 # The agents' upstream, and all of them.
@@ -30,6 +33,9 @@ WORKER_LINK: web.AppKey[WorkerLink] = web.AppKey("worker_link", WorkerLink)
 JAIL_POOL: web.AppKey[JailPool] = web.AppKey("jail_pool", JailPool)
 REPLAYS: web.AppKey[Replays] = web.AppKey("replays", Replays)
 
+# The MCP servers of each agent that has some, as they are set, and as they are connected.
+MCP_SERVERS: web.AppKey[Mapping[str, Mapping[str, McpServer]]] = web.AppKey("mcp_servers")
+MCP_TOOLS: web.AppKey["McpTools"] = web.AppKey("mcp_tools")
 # What agents' code may import; jails have it loaded before they are confined.
 CODE_IMPORTS: web.AppKey[frozenset[str]] = web.AppKey("code_imports", frozenset)
 # The handlers of relayed requests under way.

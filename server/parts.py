@@ -1,7 +1,7 @@
 """The application's resources, each in one `cleanup_ctx` that opens and closes it.
 
-In: the settings on the application. Out: the embedded model, the upstreams, the jail and the supervisor
-under their keys, opened in this order and closed in reverse.
+In: the settings on the application. Out: the embedded model, the upstreams, the jail, the MCP servers and the
+supervisor under their keys, opened in this order and closed in reverse.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from server.keys import (
     CODE_IMPORTS,
     EMBEDDED,
     JAIL_POOL,
+    MCP_SERVERS,
+    MCP_TOOLS,
     REPLAYS,
     SETTINGS,
     SUPERVISOR,
@@ -36,6 +38,7 @@ from streaming.interpreters.inline import InlineInterpreter
 from streaming.interpreters.jail import JailInterpreter
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
 from streaming.loop_model import LoopModel, ThinkOptions
+from streaming.mcp_server import McpUnavailable
 from streaming.runners.thread import ThreadRunner
 from streaming.stdout import capture_installed
 from streaming.supervisor import Limits, Supervisor
@@ -113,6 +116,19 @@ async def _announce(app: web.Application, stack: AsyncExitStack, pool: JailPool)
     stack.callback(saying.cancel)
 
 
+async def mcp(app: web.Application) -> AsyncIterator[None]:
+    """The MCP servers of agents that have some. Raises McpUnavailable where one cannot be used."""
+    if not any(app[MCP_SERVERS].values()):
+        yield
+        return
+    try:
+        from server.mcp_tools import McpTools
+    except ImportError:
+        raise McpUnavailable("MCP servers need the extra: pip install 'smolgate[mcp]'") from None
+    async with McpTools(app[MCP_SERVERS]) as app[MCP_TOOLS]:
+        yield
+
+
 async def supervisor(app: web.Application) -> AsyncIterator[None]:
     """The supervisor and its runner; on the way out every run is stopped."""
     settings = app[SETTINGS]
@@ -161,6 +177,7 @@ def run_means(app: web.Application) -> RunMeans:
         make_interpreter=make_interpreter,
         think=think,
         embedded=settings.embedded,
+        **({"tools_of": app[MCP_TOOLS].of} if MCP_TOOLS in app else {}),
     )
 
 

@@ -98,8 +98,8 @@ SETTINGS = (
         ("AGENTS",),
         {},
         agents,
-        "id=module:attribute or id=path/to/saved/folder, by commas, each id once",
-        f"more agents beside `{DEFAULT_AGENT}`: `id=module:attr` or `id=path/to/saved/folder`, by commas",
+        "id=module:attribute, id=path/to/saved/folder or id=path/to/agent.json, by commas, each id once",
+        f"more agents beside `{DEFAULT_AGENT}`: `id=module:attr`, `id=path/to/saved/folder` or `id=path/to/agent.json`, by commas (see docs/agents.md)",
         f"`{DEFAULT_AGENT}` alone",
     ),
     Setting(

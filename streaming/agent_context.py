@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from smolagents import CodeAgent, LocalPythonExecutor, LogLevel, MultiStepAgent
+from smolagents import CodeAgent, LocalPythonExecutor, LogLevel, MultiStepAgent, Tool
 
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
@@ -35,12 +35,16 @@ class MakeInterpreter(Protocol):
 
 @dataclass(frozen=True)
 class AgentContext:
-    """Passed to every factory. `make_model(shape=…, **options)` makes a model with call options."""
+    """Passed to every factory. `make_model(shape=…, **options)` makes a model with call options.
+
+    `tools` are those of the MCP servers in the agent's settings.
+    """
 
     run_id: str
     make_model: Callable[..., LoopModel]
     embedded: bool
     settings: dict[str, Any] = field(default_factory=dict)
+    tools: Sequence[Tool] = ()
 
     @property
     def model(self) -> LoopModel:

@@ -5,12 +5,12 @@ one is `Final` or `Failure`. It never raises but for what would end the thread a
 """
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from smolagents import AgentGenerationError, CodeAgent, MultiStepAgent
+from smolagents import AgentGenerationError, CodeAgent, MultiStepAgent, Tool
 
 from streaming.agent_context import (
     AgentContext,
@@ -41,13 +41,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunMeans:
-    """What every run of a worker shares: the factories and how to make models and interpreters."""
+    """What every run of a worker shares: the factories and how to make models and interpreters.
+
+    `tools_of` makes the tools that an agent's settings give it, for one run.
+    """
 
     agents: dict[str, AgentFactory]
     make_model: Callable[..., LoopModel]
     make_interpreter: MakeInterpreter
     think: ThinkOptions
     embedded: bool
+    tools_of: Callable[[str, StopSignal], Sequence[Tool]] = lambda agent, stop: ()
 
 
 def drive(spec: RunSpec, means: RunMeans, channel: Channel, stop: StopSignal) -> None:
@@ -79,6 +83,7 @@ class _Drive:
             run_id=self._spec.run_id,
             make_model=self._make_model,
             embedded=self._means.embedded,
+            tools=self._means.tools_of(self._spec.agent, self._stop),
         )
         with captured(_log_building):  # what libraries say while an agent is built is no reasoning
             agent = call_factory(self._means.agents[self._spec.agent], context)

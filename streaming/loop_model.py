@@ -10,8 +10,6 @@ but its thread is in the author's code until the next token, and only there obey
 """
 
 import asyncio
-import concurrent.futures
-import contextvars
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
@@ -31,9 +29,10 @@ from smolagents.models import (
 from smolagents.monitoring import TokenUsage
 
 from sanitize.think import Segment, ThinkScrubber
-from streaming.cancellation import RunCancelled, StopSignal
+from streaming.cancellation import StopSignal
 from streaming.channel import Channel
 from streaming.events import ModelCalled, ModelDelta
+from streaming.loop_call import call_on_loop
 from streaming.model_chunks import ToolCallDelta, Usage
 from streaming.upstream_group import UpstreamGroup
 
@@ -150,19 +149,8 @@ class LoopModel(Model):  # type: ignore[misc]
         return message
 
     def _wait_for(self, body: dict[str, Any]) -> ChatMessage:
-        call = self._call(body)
         try:
-            # In a context of its own: pooled connections would keep the run's alive, and what is
-            # written to stderr on the loop is not the run's output.
-            future = contextvars.Context().run(asyncio.run_coroutine_threadsafe, call, self._loop)
-        except RuntimeError:  # the loop is closed: the server is gone
-            call.close()
-            raise RunCancelled("the server has stopped") from None
-        try:
-            with self._stop.watched_by(future.cancel):
-                return future.result()
-        except (concurrent.futures.CancelledError, asyncio.CancelledError):
-            raise RunCancelled(self._stop.reason or "the server has stopped") from None
+            return call_on_loop(self._call(body), self._loop, self._stop)
         except Exception as error:
             self.failure = error
             raise

@@ -221,6 +221,7 @@ async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
             served.update(agents or {})
             if isinstance(agents, Agents):
                 served.code_imports = agents.code_imports
+                served.mcp_servers = agents.mcp_servers
             app = create_app(make_settings(**settings), served)
             base = await stack.enter_async_context(listening(app))
             session = await stack.enter_async_context(aiohttp.ClientSession())
