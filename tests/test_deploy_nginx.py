@@ -255,9 +255,10 @@ def raw_reply(nginx: NginxSite, request: bytes) -> bytes:
 
 def test_a_request_that_is_none_is_told_so_in_openais_shape() -> None:
     with short_folder() as folder, site(f"unix:{folder}/nobody.sock") as nginx:
-        head, _, body = raw_reply(nginx, b"GET / HTTP/1.1\r\n\r\n").partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400")
-        assert json.loads(body)["error"]["code"] == "bad_request"
+        for request in (b"GET / HTTP/1.1\r\n\r\n", b"nonsense\r\n\r\n"):
+            head, _, body = raw_reply(nginx, request).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400")
+            assert json.loads(body)["error"]["code"] == "bad_request"
         long = b"GET /" + b"x" * 9_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
         head, _, body = raw_reply(nginx, long).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 414")
