@@ -18,6 +18,9 @@ log = logging.getLogger("server")
 
 def main() -> int:
     """The command: `smolgate`, or `python -m server`."""
+    # Agents may lie where the server is started: `python -m` looks there, a command does not.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     return run(sys.argv[1:])
 
 
@@ -53,7 +56,9 @@ def _run_workers(settings: Settings, arguments: Sequence[str]) -> int:
     try:
         asyncio.run(serve_by_workers(settings, arguments))
     except WorkerFailed as error:
-        return error.code or 1
+        if error.code <= 0:  # else it has said why
+            print(f"smolgate: {error}", file=sys.stderr)
+        return error.code if error.code > 0 else 1
     except EmbeddedUnavailable as error:
         print(f"smolgate: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """The agents that this server has: ids → factories, checked before anything is served.
 
-In: the `AGENTS` setting, `id=module:attribute`, `id=path/to/saved/folder` or `id=path/to/agent.json`. Out: factories, the default
-agent among them. Raises `BadSetting`, which says which entry cannot work and why.
+In: the `AGENTS` setting, `id=module:attribute`, `id=path/to/saved/folder` or `id=path/to/agent.json`. Out:
+factories, the default agent among them. Raises `BadSetting`, which says which entry cannot work and why.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""One of many workers, as its parent starts it: `python -m server.worker FDS FLAGS…`.
+"""One of many workers, as its parent starts it (worker_process.py): `… FDS FLAGS…`.
 
 In: file descriptors of the sockets to listen on, the last of the line to the parent, then the server's own flags. Out: the same
 server as `python -m server`, which asks its parent for what is true of all workers together.
@@ -20,7 +20,3 @@ def _socket(fd: int) -> socket.socket:
     inherited = socket.socket(fileno=fd)
     inherited.set_inheritable(False)
     return inherited
-
-
-if __name__ == "__main__":
-    sys.exit(main())

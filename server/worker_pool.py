@@ -121,6 +121,7 @@ class WorkerPool:
         if self._stopping.is_set():
             for worker in self._alive:
                 worker.kill()
+            self._sockets.close()
             os._exit(1)
         log.info("stopping; a second signal stops at once")
         self._stopping.set()

@@ -6,6 +6,7 @@ stop, and whose end is noticed.
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -28,6 +29,12 @@ from server.worker_wire import (
 )
 
 log = logging.getLogger("server")
+
+# With its parent's path: a folder `server` where the parent was started is not to stand in our place.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from server.worker import main; sys.exit(main())"
+)
 
 
 class WorkerProcess:
@@ -65,7 +72,7 @@ class WorkerProcess:
         with theirs:
             fds = [each.fileno() for each in (*sockets, theirs)]
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "server.worker"),
+                *(sys.executable, "-c", _START, json.dumps(sys.path)),
                 ",".join(map(str, fds)),
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,

@@ -17,7 +17,6 @@ import httpx
 from mcp import ClientSession, McpError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.types import CONNECTION_CLOSED, CallToolResult, Tool
 
 from streaming.mcp_server import McpCallFailed, McpServer, McpUnavailable
@@ -27,6 +26,8 @@ log = logging.getLogger(__name__)
 PING_SECONDS = 5.0
 # A server may take its time to end; the SDK kills one that takes more than 2 s.
 LEAVE_SECONDS = 10.0
+# An answer may come late, and be a stream: calls have a time-out of their own.
+HTTP_TIMEOUT = httpx.Timeout(30.0, read=None)
 
 
 class McpConnection:
@@ -110,6 +111,7 @@ class McpConnection:
     async def _start(self) -> ClientSession:
         self._leave = asyncio.Event()
         ready: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
+        ready.add_done_callback(_seen)  # whoever waited for it may have been stopped
         self._task = asyncio.create_task(self._serve(ready, self._leave), name=f"mcp {self.name}")
         try:
             async with asyncio.timeout(self._server.start_seconds):
@@ -133,7 +135,7 @@ class McpConnection:
         except asyncio.CancelledError:
             ready.cancel()
             raise
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits, or logged
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - told, or logged
             reason = _reason(error)
             if not ready.done():
                 ready.set_exception(
@@ -159,11 +161,16 @@ async def _opened(server: McpServer) -> AsyncIterator[ClientSession]:
         return
     assert server.url is not None
     async with (
-        create_mcp_http_client(headers=server.headers) as client,
+        httpx.AsyncClient(headers=server.headers, timeout=HTTP_TIMEOUT) as client,
         streamable_http_client(server.url, http_client=client) as (reading, writing, _),
         ClientSession(reading, writing) as session,
     ):
         yield session
+
+
+def _seen(ready: asyncio.Future[ClientSession]) -> None:
+    if not ready.cancelled():
+        ready.exception()
 
 
 async def _tools_of(session: ClientSession) -> list[Tool]:

@@ -100,20 +100,27 @@ def test_the_command_is_python_m_server(installed: Path, tmp_path: Path) -> None
 def test_the_installed_command_serves_agents_in_jails(
     installed: Path, upstream: str, tmp_path: Path, workers: str
 ) -> None:
+    """From a folder with an agent of its own, and with another `server` that must not stand in ours."""
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    (tmp_path / "shop.py").write_text(
+        "from smolagents import CodeAgent\n\n"
+        "def make(context):\n    return CodeAgent(tools=[], model=context.model)\n"
+    )
     with server_process(
-        *("--workers", workers),
+        *("--workers", workers, "--agents", "shop=shop:make"),
         command=[str(installed / "smolgate")],
         cwd=tmp_path,
         UPSTREAM_OPENAI_BASE=upstream,
         JAIL="required",
         PYTHONPATH="",
     ) as server:
-        assert ask(server.base)["choices"][0]["message"]["content"].endswith("survived")
+        assert ask(server.base, "shop")["choices"][0]["message"]["content"].endswith("survived")
         assert any("INFO jail: " in line and "seccomp" in line for line in server.lines)
 
 
-def ask(base: str) -> Any:
-    body = json.dumps({"messages": [{"role": "user", "content": "go"}]}).encode()
+def ask(base: str, model: str) -> Any:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "go"}]}).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{base}/chat/completions", body, headers)
     with urllib.request.urlopen(request, timeout=60) as response:
