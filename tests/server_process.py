@@ -103,6 +103,11 @@ def descendants(pid: int) -> list[int]:
     return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
+def zygotes_of(pid: int) -> list[int]:
+    """Its jails' zygotes: a test's process may have other children, too."""
+    return [child for child in children(pid) if "jail_zygote" in command_of(child)]
+
+
 def command_of(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
