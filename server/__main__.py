@@ -10,8 +10,10 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
+from server.log_formats import start_logging
+from server.secret_flags import hide_secret_flags
 from server.setting_values import BadSetting
-from server.settings import Settings, read_settings
+from server.settings import Settings, read_settings, secrets_of
 
 log = logging.getLogger("server")
 
@@ -36,12 +38,14 @@ def run(
     # smolagents reads a .env file of the working directory when it is imported; settings come from
     # the environment and the flags alone.
     os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
+    if line is None:  # the parent of a worker has done so
+        hide_secret_flags()
     try:
         settings = read_settings(arguments, os.environ)
     except BadSetting as error:
         print(f"smolgate: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    start_logging(settings.log_level, settings.log_format, secrets_of(settings))
     if line is None and settings.workers > 1:
         return _run_workers(settings, arguments)
     return _run(settings, sockets, line)
@@ -72,6 +76,7 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
     from server.embedded import EmbeddedUnavailable
     from server.listen import OwnPost, Post, serve
     from server.registry import load_agents
+    from server.tracing import tracing
     from server.worker_post import WorkerPost
     from streaming.interpreters.jail_pool import JailUnavailable
     from streaming.mcp_server import McpUnavailable
@@ -84,7 +89,11 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             post: Post = OwnPost(settings) if line is None else WorkerPost(sockets, line)
-            runner.run(serve(settings, agents, post))
+            with tracing(settings):
+                runner.run(serve(settings, agents, post))
+        except BadSetting as error:
+            print(f"smolgate: {error}", file=sys.stderr)
+            return 2
         except JailUnavailable as error:
             print(f"smolgate: JAIL is 'required', and {error}", file=sys.stderr)
             return 2

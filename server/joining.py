@@ -1,8 +1,8 @@
-"""A repeated request that came to another worker than the first: it is answered where the run is.
+"""A request that came to another worker than its run: it is answered where the run is.
 
-In: a request whose wish may have a run in another worker. Out: that worker's reply, passed on byte for
-byte, or nothing: then the run is this worker's to make, and the parent has noted so. Workers reach each
-other by unix sockets in a folder of the parent's that nobody else may enter.
+In: a request whose wish may have a run in another worker, or which brings results of tools for one. Out: that
+worker's reply, passed on byte for byte, or nothing: then the run is this worker's to make, and the parent has
+noted so. Workers reach each other by unix sockets in a folder of the parent's that nobody else may enter.
 """
 
 from contextlib import AsyncExitStack
@@ -12,8 +12,9 @@ import aiohttp
 from aiohttp import web
 
 from server.idempotency import Wish
-from server.keys import OUTCOME, REQUEST_ID, WORKER_LINK
-from server.worker_link import WorkerLink
+from server.keys import API_KEY, OUTCOME, REQUEST_ID, WORKER_LINK
+from server.outcomes import JOINED
+from server.worker_wire import Inquiry
 from streaming.failures import RunNotFound, UpstreamFailed
 
 # "Answer this only if you have its run": taken from a worker's socket alone.
@@ -39,7 +40,7 @@ class ReplyElsewhere:
                 if name.lower() not in _KEPT_BACK | {"date", "server"}
             }
             reply = web.StreamResponse(status=self.response.status, headers=headers)
-            request[OUTCOME] = "joined"
+            request[OUTCOME] = JOINED
             await reply.prepare(request)
             try:
                 async for data in self.response.content.iter_any():
@@ -52,15 +53,17 @@ class ReplyElsewhere:
             return reply
 
 
-async def find_elsewhere(request: web.Request, body: bytes, wish: Wish) -> ReplyElsewhere | None:
+async def find_elsewhere(
+    request: web.Request, body: bytes, wish: Wish | None
+) -> ReplyElsewhere | None:
     """The reply of the worker that has this wish's run; None where this one is to make it.
 
     Raises RunNotFound where another worker asks, and this one has not got it.
     """
     link = request.app.get(WORKER_LINK)
-    if link is None:
+    if link is None or wish is None:
         return None
-    if _is_asked_by_a_worker(request, link):
+    if is_of_worker(request):
         raise RunNotFound("This worker has no such run.")
     if not wish.is_repeated:
         await link.owner_of(wish.fingerprint, by_force=True)
@@ -74,8 +77,29 @@ async def find_elsewhere(request: web.Request, body: bytes, wish: Wish) -> Reply
     return None
 
 
-def _is_asked_by_a_worker(request: web.Request, link: WorkerLink) -> bool:
-    if JOIN_HEADER not in request.headers or request.transport is None:
+async def find_caller_elsewhere(
+    request: web.Request, body: bytes, tool_call_id: str
+) -> ReplyElsewhere | None:
+    """The reply of the worker whose run made this call; None where no other knows of it.
+
+    Raises RunNotFound where another worker asks.
+    """
+    link = request.app.get(WORKER_LINK)
+    if link is None:
+        return None
+    if is_of_worker(request):
+        raise RunNotFound("This worker has made no such call.")
+    inquiry = Inquiry(0, "tool_call", request.get(API_KEY, ""), tool_call_id)
+    for owner in await link.found_elsewhere(inquiry):
+        if (reply := await _ask(owner.decode(), request, body)) is not None:
+            return reply
+    return None
+
+
+def is_of_worker(request: web.Request) -> bool:
+    """Another worker passes it on."""
+    link = request.app.get(WORKER_LINK)
+    if link is None or JOIN_HEADER not in request.headers or request.transport is None:
         return False
     return bool(request.transport.get_extra_info("sockname") == link.welcome.join_path)
 

@@ -6,22 +6,30 @@ finish for `DRAIN_SECONDS`, ends them, and returns. A second signal ends the pro
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from aiohttp import web
 
+from server.api_keys import load_keys
 from server.app import create_app
 from server.drain import drain
+from server.http_runner import HttpRunner
+from server.keys import KEY_RING
 from server.listening_sockets import BACKLOG, UNIX_SOCKET_MODE
 from server.settings import Settings
+from server.slow_clients import SlowClients
+from server.upstream_settings import BadEntry
 from streaming.agent_context import AgentFactory
 
 log = logging.getLogger("server")
 
+MAX_C_INT = 2**31 - 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -46,6 +54,7 @@ class OwnPost:
         self._settings = settings
 
     async def open(self, app: web.Application) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app)
         say_what_is_missing(self._settings)
 
     async def listen(self, runner: web.AppRunner) -> None:
@@ -73,8 +82,7 @@ async def serve(
     app = create_app(settings, agents)
     if also is not None:
         also(app)
-    # Without handler_cancellation a handler never learns that its client left.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = HttpRunner(app)
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
@@ -84,9 +92,13 @@ async def serve(
     try:
         await runner.setup()
         await post.listen(runner)
-        _spare_the_collector()
-        await post.stay(runner, told)
-        await drain(app, settings.drain_seconds)
+        for site in runner.sites:
+            give_up_dead_peers(site, settings.stall_seconds)
+        assert runner.server is not None
+        async with SlowClients(runner.server, settings.head_seconds):
+            _spare_the_collector()
+            await post.stay(runner, told)
+            await drain(app, settings.drain_seconds)
     finally:
         await runner.cleanup()
         await post.close()
@@ -102,10 +114,34 @@ def _spare_the_collector() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+def give_up_dead_peers(site: web.BaseSite, seconds: float) -> None:
+    """Let the kernel end connections whose peer has acknowledged nothing for so long (Linux).
+
+    Accepted sockets inherit it from the listening one, which saves setting it for every stream.
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    milliseconds = min(int(seconds * 1000), MAX_C_INT)
+    server = getattr(site, "_server", None)  # aiohttp gives no other way to the sockets
+    for listening in server.sockets if server is not None and option is not None else ():
+        if listening.family != socket.AF_UNIX:
+            listening.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
+
+
 def _on_signal(told: asyncio.Event) -> None:
     if told.is_set():
+        logging.shutdown()
         os._exit(1)
     told.set()
+
+
+def _reload(app: web.Application) -> None:
+    """Read the API keys again; what cannot work changes nothing."""
+    try:
+        count = app[KEY_RING].reload()
+    except BadEntry as error:
+        log.error("API_KEYS_FILE%s; the keys stay as they were", error)
+    else:
+        log.info("API keys read again: %d", count)
 
 
 def _site(runner: web.AppRunner, settings: Settings) -> web.BaseSite:
@@ -129,3 +165,20 @@ def say_what_is_missing(settings: Settings) -> None:
         )
     elif settings.upstream_base is not None and settings.token is None:
         log.warning("HF_TOKEN is not set: the upstream is called without a token")
+    if settings.unix_socket is not None or _is_loopback(settings.host):
+        return
+    if load_keys(settings.api_keys, settings.api_keys_file):
+        return
+    log.warning(
+        "NO API KEYS: everybody who reaches %s port %d can run agents and spend the upstream's tokens; "
+        "set API_KEYS or API_KEYS_FILE, or listen on 127.0.0.1",
+        settings.host,
+        settings.port,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -18,12 +18,16 @@ from server.keys import (
     AGENTS,
     CODE_IMPORTS,
     EMBEDDED,
+    FINISHED_RUNS,
+    IDENTITY,
     JAIL_POOL,
+    KEY_RING,
     MCP_SERVERS,
     MCP_TOOLS,
     REPLAYS,
     SETTINGS,
     SUPERVISOR,
+    TOOL_DESK,
     UPSTREAM,
     UPSTREAMS,
     WORKER_LINK,
@@ -37,11 +41,15 @@ from streaming.interpreters.confinement import JailLimits
 from streaming.interpreters.inline import InlineInterpreter
 from streaming.interpreters.jail import JailInterpreter
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
+from streaming.loop_call import wait_on_loop
 from streaming.loop_model import LoopModel, ThinkOptions
 from streaming.mcp_server import McpUnavailable
+from streaming.run import Run
+from streaming.run_spec import CalledTool
 from streaming.runners.thread import ThreadRunner
 from streaming.stdout import capture_installed
 from streaming.supervisor import Limits, Supervisor
+from streaming.tool_desk import ToolDesk
 
 log = logging.getLogger("server")
 
@@ -132,7 +140,8 @@ async def mcp(app: web.Application) -> AsyncIterator[None]:
 async def supervisor(app: web.Application) -> AsyncIterator[None]:
     """The supervisor and its runner; on the way out every run is stopped."""
     settings = app[SETTINGS]
-    runner = ThreadRunner(run_means(app), max_threads=settings.max_running)
+    app[TOOL_DESK] = ToolDesk(lambda: app[SUPERVISOR], wait_seconds=settings.tool_result_seconds)
+    runner = ThreadRunner(run_means(app), max_threads=settings.max_running + settings.max_paused)
     app[SUPERVISOR] = Supervisor(
         runner,
         Limits(
@@ -141,14 +150,22 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
             max_per_key=settings.max_per_key,
             queue_seconds=settings.queue_seconds,
             run_seconds=settings.run_seconds,
+            max_paused=settings.max_paused,
         ),
         admission=app.get(WORKER_LINK),
+        on_end=partial(_on_run_end, app),
+        now=app[IDENTITY].now,
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
     with capture_installed():
         yield
         await app[SUPERVISOR].drain(0)
         runner.close()
+
+
+def _on_run_end(app: web.Application, run: Run) -> None:
+    app[FINISHED_RUNS].keep(run)
+    app[KEY_RING].add_tokens(run.key, run.prompt_tokens + run.completion_tokens)
 
 
 def run_means(app: web.Application) -> RunMeans:
@@ -161,6 +178,9 @@ def run_means(app: web.Application) -> RunMeans:
 
     def make_model(**options: Any) -> LoopModel:
         return LoopModel(app[UPSTREAM], loop=loop, think=think, **options)
+
+    def ask_client(run_id: str, call: CalledTool, *, together: int, stop: StopSignal) -> str:
+        return wait_on_loop(app[TOOL_DESK].ask(run_id, call, together=together), loop, stop)
 
     pool = app.get(JAIL_POOL)
     make_interpreter: MakeInterpreter = _make_inline
@@ -177,6 +197,7 @@ def run_means(app: web.Application) -> RunMeans:
         make_interpreter=make_interpreter,
         think=think,
         embedded=settings.embedded,
+        ask_client=ask_client,
         **({"tools_of": app[MCP_TOOLS].of} if MCP_TOOLS in app else {}),
     )
 

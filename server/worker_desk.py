@@ -1,19 +1,20 @@
 """The parent's desk: what is true of all workers together is kept here, and nowhere else.
 
 In: workers' messages. Out: places within the global limits, answers to questions about runs elsewhere,
-and who has the run of an `Idempotency-Key`. What a worker held is free again when it is gone, however it
+what was used of each key, and who has the run of an `Idempotency-Key`. What a worker held is free again when it is gone, however it
 went.
 """
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
 import msgspec
 
+from server.key_ring import day_now
 from server.worker_wire import (
     Ask,
     Claim,
@@ -23,8 +24,11 @@ from server.worker_wire import (
     GiveBack,
     Granted,
     Inquiry,
+    KeyUse,
     Message,
+    Pause,
     Refused,
+    Resume,
     Totals,
 )
 from streaming.admission import PlaceLedger
@@ -49,12 +53,12 @@ class _Asking:
 
     def __init__(self, others: set[Caller]) -> None:
         self.missing = others
-        self.runs: list[bytes] = []
+        self.found: list[bytes] = []
         self.complete = asyncio.Event()
 
-    def add(self, caller: Caller, runs: list[bytes]) -> None:
+    def add(self, caller: Caller, found: list[bytes]) -> None:
         if caller in self.missing:
-            self.runs += runs
+            self.found += found
             self.leave_out(caller)
 
     def leave_out(self, caller: Caller) -> None:
@@ -72,6 +76,8 @@ class WorkerDesk:
         self._tickets: dict[Caller, set[str]] = {}
         self._claims: OrderedDict[bytes, Caller] = OrderedDict()
         self._asking: dict[int, _Asking] = {}
+        self._day = 0
+        self._tokens: Counter[str] = Counter()  # of that day, by key
         self._numbers = count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._totals_due: asyncio.TimerHandle | None = None
@@ -80,6 +86,9 @@ class WorkerDesk:
         self._callers.add(caller)
         self._tickets[caller] = set()
         caller.send(self._totals())
+        if day_now() == self._day:
+            for key, tokens in self._tokens.items():
+                caller.send(KeyUse(key, tokens=tokens))
 
     def leave(self, caller: Caller) -> None:
         """The worker is gone: all that it held is free."""
@@ -99,8 +108,14 @@ class WorkerDesk:
     def take(self, caller: Caller, message: FromWorker) -> None:
         """One message of a worker that has entered."""
         match message:
-            case Ask(run_id=run_id, key=key):
-                self._ask(caller, run_id, key)
+            case Ask():
+                self._ask(caller, message)
+            case Pause(run_id=run_id):
+                self._ledger.pause((caller, run_id))
+                self._tell_totals()
+            case Resume(run_id=run_id):
+                self._ledger.resume((caller, run_id), _granting(caller, run_id))
+                self._tell_totals()
             case GiveBack(run_id=run_id):
                 self._tickets[caller].discard(run_id)
                 self._ledger.give_back((caller, run_id))
@@ -109,20 +124,32 @@ class WorkerDesk:
                 task = asyncio.get_running_loop().create_task(self._inquire(caller, message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            case Findings(number=number, runs=runs):
+            case Findings(number=number, found=found):
                 if (asking := self._asking.get(number)) is not None:
-                    asking.add(caller, runs)
+                    asking.add(caller, found)
+            case KeyUse():
+                self._note_use(message)
+                for other in self._callers - {caller}:
+                    other.send(message)
             case Claim():
                 caller.send(Claimed(message.number, self._claim(caller, message)))
 
-    def _ask(self, caller: Caller, run_id: str, key: str) -> None:
+    def _ask(self, caller: Caller, ask: Ask) -> None:
+        grant = _granting(caller, ask.run_id)
         try:
-            self._ledger.ask((caller, run_id), key, lambda: caller.send(Granted(run_id)))
+            self._ledger.ask((caller, ask.run_id), ask.key, ask.max_of_key, grant)
         except Busy as busy:
-            caller.send(Refused(run_id, busy.code or ""))
+            caller.send(Refused(ask.run_id, busy.code or ""))
         else:
-            self._tickets[caller].add(run_id)
+            self._tickets[caller].add(ask.run_id)
             self._tell_totals()
+
+    def _note_use(self, use: KeyUse) -> None:
+        """Workers that start later are told of the day's tokens."""
+        if (today := day_now()) != self._day:
+            self._day = today
+            self._tokens.clear()
+        self._tokens[use.key] += use.tokens
 
     async def _inquire(self, caller: Caller, inquiry: Inquiry) -> None:
         number = next(self._numbers)
@@ -137,7 +164,7 @@ class WorkerDesk:
                         await asking.complete.wait()
         finally:
             del self._asking[number]
-        caller.send(Findings(inquiry.number, asking.runs))
+        caller.send(Findings(inquiry.number, asking.found))
 
     def _claim(self, caller: Caller, claim: Claim) -> str | None:
         owner = self._claims.get(claim.wish)
@@ -161,4 +188,8 @@ class WorkerDesk:
         self.tell_all(self._totals())
 
     def _totals(self) -> Totals:
-        return Totals(self._ledger.running, self._ledger.queued)
+        return Totals(self._ledger.running, self._ledger.queued, self._ledger.paused)
+
+
+def _granting(caller: Caller, run_id: str) -> Callable[[], None]:
+    return lambda: caller.send(Granted(run_id))

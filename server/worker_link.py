@@ -9,12 +9,13 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from server.key_ring import KeyRing
 from server.worker_wire import (
     Ask,
     Claim,
@@ -24,8 +25,11 @@ from server.worker_wire import (
     GiveBack,
     Granted,
     Inquiry,
+    KeyUse,
     Message,
+    Pause,
     Refused,
+    Resume,
     Retire,
     Serving,
     Totals,
@@ -34,21 +38,28 @@ from server.worker_wire import (
     read_frame,
     write_message,
 )
-from streaming.admission import busy
+from streaming.admission import busy, new_grant
 from streaming.failures import UpstreamUnavailable
 
 log = logging.getLogger("server")
 
-Findable = Callable[[Inquiry], list[dict[str, Any]]]
+Findable = Callable[[Inquiry], list[bytes]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class SharedPlace:
     """A place that the parent gives."""
 
     link: "WorkerLink"
     run_id: str
-    granted: asyncio.Future[None]
+    granted: asyncio.Future[None] = field(default_factory=new_grant)
+
+    def pause(self) -> None:
+        self.link.send(Pause(self.run_id))
+
+    def resume(self) -> None:
+        self.granted = new_grant()
+        self.link.send(Resume(self.run_id))
 
     def give_back(self) -> None:
         self.link.give_back(self.run_id)
@@ -57,7 +68,7 @@ class SharedPlace:
 class WorkerLink:
     """Opened with `await WorkerLink.open(line)`. It is the worker's `Admission`, too.
 
-    `find` answers other workers' questions about this one's runs.
+    `find` answers other workers' questions, `key_ring` hears of what they use.
     """
 
     def __init__(
@@ -71,6 +82,7 @@ class WorkerLink:
         self.embedded_ready = asyncio.Event()
         self.embedded_reason: str | None = "the embedded model is being loaded"
         self.find: Findable = lambda inquiry: []
+        self.key_ring: KeyRing | None = None
         self._places: dict[str, SharedPlace] = {}
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._numbers = count()
@@ -98,26 +110,28 @@ class WorkerLink:
     def queued(self) -> int:
         return self._totals.queued
 
-    def ask(self, run_id: str, key: str) -> SharedPlace:
-        place = SharedPlace(self, run_id, asyncio.get_running_loop().create_future())
+    @property
+    def paused(self) -> int:
+        return self._totals.paused
+
+    def ask(self, run_id: str, key: str, max_of_key: int) -> SharedPlace:
+        place = SharedPlace(self, run_id)
         self._places[run_id] = place
-        self._send(Ask(run_id, key))
+        self.send(Ask(run_id, key, max_of_key))
         return place
 
     def give_back(self, run_id: str) -> None:
         if self._places.pop(run_id, None) is not None:
-            self._send(GiveBack(run_id))
+            self.send(GiveBack(run_id))
 
     def serving(self) -> None:
         """Say that this worker listens."""
-        self._send(Serving())
+        self.send(Serving())
 
-    async def runs_elsewhere(
-        self, wish: Literal["list", "get", "cancel"], key: str, run_id: str = ""
-    ) -> list[bytes]:
-        """Other workers' runs, as JSON; `cancel` has them cancelled."""
-        number = next(self._numbers)
-        found: list[bytes] = await self._answer(Inquiry(number, wish, key, run_id))
+    async def found_elsewhere(self, inquiry: Inquiry) -> list[bytes]:
+        """What the other workers find; its number is given here."""
+        numbered = msgspec.structs.replace(inquiry, number=next(self._numbers))
+        found: list[bytes] = await self._answer(numbered)
         return found
 
     async def owner_of(
@@ -135,7 +149,7 @@ class WorkerLink:
             return nobody
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._answers[question.number] = answer
-        self._send(question)
+        self.send(question)
         try:
             return await answer
         except ConnectionError:
@@ -143,7 +157,7 @@ class WorkerLink:
         finally:
             del self._answers[question.number]
 
-    def _send(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         if not self.parent_gone.is_set():
             write_message(self._writer, message)
 
@@ -175,10 +189,12 @@ class WorkerLink:
                 else:
                     self.embedded_ready.clear()
             case Inquiry(number=number):
-                found = [msgspec.json.encode(run) for run in self.find(message)]
-                self._send(Findings(number, found))
-            case Findings(number=number, runs=runs):
-                self._resolve(number, runs)
+                self.send(Findings(number, self.find(message)))
+            case KeyUse():
+                if self.key_ring is not None:
+                    self.key_ring.note_elsewhere(message.key, message.requests, message.tokens)
+            case Findings(number=number, found=found):
+                self._resolve(number, found)
             case Claimed(number=number, owner=owner):
                 self._resolve(number, owner)
             case Retire():

@@ -73,9 +73,7 @@ class WorkerPool:
         self._arguments = arguments
         self._sockets = sockets
         self._folder = folder
-        self._desk = WorkerDesk(
-            PlaceLedger(settings.max_running, settings.max_queued, settings.max_per_key)
-        )
+        self._desk = WorkerDesk(PlaceLedger(settings.max_running, settings.max_queued))
         self._slots: list[WorkerProcess | None] = [None] * settings.workers
         self._alive: set[WorkerProcess] = set()
         self._numbers = count(1)

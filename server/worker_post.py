@@ -7,14 +7,17 @@ parent is gone, or another has taken its place and nothing of its own is left.
 import asyncio
 import socket
 from collections.abc import Sequence
+from functools import partial
 
 from aiohttp import web
 
-from server.keys import SETTINGS, WORKER_LINK
+from server.keys import KEY_RING, SETTINGS, TOOL_DESK, WORKER_LINK
 from server.listening_sockets import BACKLOG
+from server.metrics import rendered
 from server.retirement import Retirement
 from server.runs import runs_found
 from server.worker_link import WorkerLink
+from server.worker_wire import Inquiry, KeyUse
 
 
 class WorkerPost:
@@ -27,7 +30,9 @@ class WorkerPost:
 
     async def open(self, app: web.Application) -> None:
         self._link = app[WORKER_LINK] = await WorkerLink.open(self._line)
-        self._link.find = lambda inquiry: runs_found(app, inquiry)
+        self._link.find = partial(_found, app)
+        self._link.key_ring = ring = app[KEY_RING]
+        ring.tell = lambda *use: self._link.send(KeyUse(*use))
         self._retirement = Retirement(app)
 
     async def listen(self, runner: web.AppRunner) -> None:
@@ -52,6 +57,16 @@ class WorkerPost:
 
     async def close(self) -> None:
         await self._link.close()
+
+
+def _found(app: web.Application, inquiry: Inquiry) -> list[bytes]:
+    """What another worker asks for."""
+    if inquiry.wish == "metrics":
+        return [rendered(app)]
+    if inquiry.wish == "tool_call":
+        knows = app[TOOL_DESK].knows(inquiry.key, inquiry.id)
+        return [app[WORKER_LINK].welcome.join_path.encode()] if knows else []
+    return runs_found(app, inquiry)
 
 
 async def _any(*events: asyncio.Event) -> None:

@@ -33,10 +33,23 @@ class Retire(Message, frozen=True):
 
 
 class Ask(Message, frozen=True):
-    """From a worker: a place for a run."""
+    """From a worker: a place for a run, if its key has fewer than so many (0: no limit)."""
 
     run_id: str
     key: str
+    max_of_key: int = 0
+
+
+class Pause(Message, frozen=True):
+    """From a worker: others may have the run's place; it still counts for its key."""
+
+    run_id: str
+
+
+class Resume(Message, frozen=True):
+    """From a worker: a place for a run that has paused, ahead of those that have not begun."""
+
+    run_id: str
 
 
 class GiveBack(Message, frozen=True):
@@ -57,10 +70,11 @@ class Refused(Message, frozen=True):
 
 
 class Totals(Message, frozen=True):
-    """To all workers: how many runs have a place, and how many wait, everywhere."""
+    """To all workers: how many runs have a place, wait for one, or have paused, everywhere."""
 
     running: int
     queued: int
+    paused: int = 0
 
 
 class EmbeddedState(Message, frozen=True):
@@ -70,19 +84,29 @@ class EmbeddedState(Message, frozen=True):
 
 
 class Inquiry(Message, frozen=True):
-    """From a worker, and on to all others: about the runs of a key."""
+    """From a worker, and on to all others: the runs of a key, who knows the tool call `id`, or metrics."""
 
     number: int
-    wish: Literal["list", "get", "cancel"]
-    key: str
-    run_id: str = ""
+    wish: Literal["list", "get", "cancel", "tool_call", "metrics"]
+    key: str = ""
+    id: str = ""
 
 
 class Findings(Message, frozen=True):
-    """The answer: runs as JSON objects."""
+    """The answer: runs as JSON objects, join paths, or metrics as text; one or none of each worker,
+    but for lists.
+    """
 
     number: int
-    runs: list[bytes]
+    found: list[bytes]
+
+
+class KeyUse(Message, frozen=True):
+    """From a worker, and on to all others: what was used of a key just now."""
+
+    key: str
+    requests: int = 0
+    tokens: int = 0
 
 
 class Claim(Message, frozen=True):
@@ -102,9 +126,18 @@ class Claimed(Message, frozen=True):
 
 
 ToWorker = (
-    Welcome | Retire | Granted | Refused | Totals | EmbeddedState | Inquiry | Findings | Claimed
+    Welcome
+    | Retire
+    | Granted
+    | Refused
+    | Totals
+    | EmbeddedState
+    | KeyUse
+    | Inquiry
+    | Findings
+    | Claimed
 )
-FromWorker = Serving | Ask | GiveBack | Inquiry | Findings | Claim
+FromWorker = Serving | Ask | Pause | Resume | GiveBack | KeyUse | Inquiry | Findings | Claim
 
 
 def write_message(writer: asyncio.StreamWriter, message: Message) -> None:

@@ -15,6 +15,7 @@ from smolagents import CodeAgent, LocalPythonExecutor, LogLevel, MultiStepAgent,
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
 from streaming.loop_model import LoopModel, TappedModel, ThinkOptions
+from streaming.tool_timing import time_code_tools, time_named_tools
 
 AgentFactory = Callable[..., MultiStepAgent]
 
@@ -37,12 +38,14 @@ class MakeInterpreter(Protocol):
 class AgentContext:
     """Passed to every factory. `make_model(shape=…, **options)` makes a model with call options.
 
-    `tools` are those of the MCP servers in the agent's settings.
+    `user` and `metadata` are the request's; `tools` are those of the MCP servers in the agent's settings.
     """
 
     run_id: str
     make_model: Callable[..., LoopModel]
     embedded: bool
+    user: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     tools: Sequence[Tool] = ()
 
@@ -89,6 +92,8 @@ def fit_agent(
                 max_print_outputs_length=member.python_executor.max_print_outputs_length,
                 additional_functions=member.python_executor.additional_functions,
             )
+            time_code_tools(member.python_executor, channel.send)
+        time_named_tools(member, channel.send)
 
 
 def family_of(agent: MultiStepAgent) -> Iterator[MultiStepAgent]:

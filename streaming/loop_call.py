@@ -1,7 +1,7 @@
-"""A coroutine of the event loop, waited for by a run's thread.
+"""How a run's thread waits: for one coroutine on the event loop, and for the run's stop.
 
-In: the coroutine and the run's stop signal. Out: its result, in the thread; it is cancelled when the run is
-stopped, and the thread wakes with `RunCancelled`.
+In: a coroutine, from the thread. Out: what it returns or raises, or `RunCancelled` once the run is
+stopped, which cancels it.
 """
 
 import asyncio
@@ -12,17 +12,22 @@ from typing import Any, TypeVar
 
 from streaming.cancellation import RunCancelled, StopSignal
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
-def call_on_loop(
-    call: Coroutine[Any, Any, Result], loop: asyncio.AbstractEventLoop, stop: StopSignal
-) -> Result:
-    """Blocks the calling thread. Raises what the coroutine does, and RunCancelled."""
+def wait_on_loop(
+    call: Coroutine[Any, Any, T],
+    loop: asyncio.AbstractEventLoop,
+    stop: StopSignal,
+    *,
+    context: contextvars.Context | None = None,
+) -> T:
+    """Blocks the calling thread. Raises what the coroutine raises, and RunCancelled."""
     try:
         # In a context of its own: pooled connections would keep the run's alive, and what is
         # written to stderr on the loop is not the run's output.
-        future = contextvars.Context().run(asyncio.run_coroutine_threadsafe, call, loop)
+        context = context or contextvars.Context()
+        future = context.run(asyncio.run_coroutine_threadsafe, call, loop)
     except RuntimeError:  # the loop is closed: the server is gone
         call.close()
         raise RunCancelled("the server has stopped") from None

@@ -19,7 +19,7 @@ from smolagents import Tool
 from smolagents.tools import AUTHORIZED_TYPES
 
 from streaming.cancellation import StopSignal
-from streaming.loop_call import call_on_loop
+from streaming.loop_call import wait_on_loop
 from streaming.mcp_connection import McpConnection
 from streaming.mcp_server import McpCallFailed
 
@@ -58,7 +58,7 @@ class McpTool(Tool):  # type: ignore[misc]
             if value is not None or not self.inputs.get(name, {}).get("nullable")
         }
         call = self._connection.call(self._own_name, given)
-        return result_of(self.name, call_on_loop(call, self._loop, self._stop))
+        return result_of(self.name, wait_on_loop(call, self._loop, self._stop))
 
 
 def tool_name(name: str) -> str:

@@ -7,21 +7,29 @@ The ladder, entered by a client that left, a deadline, a drain, or somebody's wi
   at once   the stop signal is set (the model call is cancelled, the jail is killed) and the run's
             readers get their terminal event;
   after the grace   the runner is told to use force;
-  after that        the run is stuck: it is counted, and its slot stays taken.
+  after that        the run is stuck: it is counted, and its place stays taken.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from streaming.admission import RETRY_AFTER_SECONDS, Admission, OwnAdmission, Place, PlaceLedger
+from streaming.admission import (
+    REASONS,
+    RETRY_AFTER_SECONDS,
+    Admission,
+    OwnAdmission,
+    Place,
+    PlaceLedger,
+)
 from streaming.agent_run import failure_of
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
+from streaming.deadline import Deadline
 from streaming.failures import (
     AgentFailed,
     Busy,
@@ -30,7 +38,8 @@ from streaming.failures import (
     RunStopped,
     SmolgateError,
 )
-from streaming.run import Run
+from streaming.run import Run, RunReader
+from streaming.run_counts import RunCounts
 from streaming.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -62,28 +71,43 @@ class Limits:
     max_per_key: int = 0  # 0: no limit
     queue_seconds: float = 30.0
     run_seconds: float = 600.0
+    max_paused: int = 128
     max_stuck: int = 4
 
 
 class Supervisor:
-    """One per process, on its event loop. `admission`: by default the limits are this process's own."""
+    """One per process, on its event loop. `on_end` is called with every run that has ended.
+
+    `admission`: by default the limits are this process's own.
+    """
 
     def __init__(
-        self, runner: Runner, limits: Limits, *, admission: Admission | None = None
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        admission: Admission | None = None,
+        counts: RunCounts | None = None,
+        on_end: Callable[[Run], None] = lambda run: None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._runner = runner
+        self._now = now
         self.limits = limits
         self._admission = admission or OwnAdmission(
-            PlaceLedger(limits.max_running, limits.max_queued, limits.max_per_key)
+            PlaceLedger(limits.max_running, limits.max_queued)
         )
+        self.counts = counts or RunCounts()
+        self._on_end = on_end
         self.runs: dict[str, Run] = {}
+        self._places: dict[str, Place] = {}
         self.stuck = 0
         self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> int:
-        """Runs that hold a slot, those being stopped included."""
+        """Runs that hold a place, those being stopped included."""
         return self._admission.running
 
     @property
@@ -101,22 +125,66 @@ class Supervisor:
         return None
 
     @asynccontextmanager
-    async def reading(self, run: Run, *, leave_seconds: float = 0.0) -> AsyncIterator[Run]:
-        """Be one of a run's readers. If the last one leaves early, the run is stopped in time."""
+    async def reading(
+        self, run: Run, *, begin: int = 0, leave_seconds: float = 0.0
+    ) -> AsyncIterator[RunReader]:
+        """Be one of a run's readers, of the leg that begins there. If the last one leaves early, the run is
+        stopped in time; one that has told its client of a pause does not leave early.
+        """
+        reader = run.reader(begin)
         run.readers += 1
+        has_left = True
         try:
-            yield run
+            yield reader
+            has_left = not reader.paused
         finally:
             run.readers -= 1
-            if run.readers == 0 and not run.concluded:
+            if has_left and run.readers == 0 and not run.concluded:
                 self._leave(run, leave_seconds)
 
-    def submit(self, spec: RunSpec, *, key: str = "") -> Run:
-        """Admit a run, which then goes on by itself. Raises Busy, Draining."""
-        if self.draining:
-            raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
-        place = self._admission.ask(spec.run_id, key)
-        run = Run(spec, key=key)
+    def pause(self, run: Run) -> bool:
+        """The run waits for its client: others may have its place and its time stands still.
+
+        False where too many do already.
+        """
+        if self._admission.paused >= self.limits.max_paused:
+            return False
+        if run.state == "running":
+            run.state = "paused"
+        if run.deadline is not None:
+            run.deadline.pause()
+        self._places[run.id].pause()
+        return True
+
+    async def resume(self, run: Run) -> None:
+        """Wait for a place, before those that have not begun."""
+        if run.state == "paused":
+            run.state = "running"
+        if run.deadline is not None:
+            run.deadline.resume()
+        place = self._places[run.id]
+        place.resume()
+        try:
+            await place.granted
+        finally:
+            if place.granted.cancelled():  # the run is being stopped, and wants it no more
+                place.pause()
+
+    def submit(self, spec: RunSpec, *, key: str = "", max_of_key: int | None = None) -> Run:
+        """Admit a run, which then goes on by itself. Raises Busy, Draining.
+
+        `max_of_key`: how many runs its key may have, in place of the limit for all.
+        """
+        most = self.limits.max_per_key if max_of_key is None else max_of_key
+        try:
+            if self.draining:
+                raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
+            place = self._admission.ask(spec.run_id, key, most)
+        except SmolgateError as error:
+            self.counts.refused[error.code or ""] += 1
+            raise
+        run = Run(spec, key=key, counts=self.counts, created=self._now())
+        self._places[run.id] = place
         self.runs[run.id] = run
         self._spawn(self._conduct(run, place))
         return run
@@ -126,6 +194,7 @@ class Supervisor:
         if run.stop_signal.is_set or run.state == "done":
             return
         log.info("run %s is stopped: %s", run.id, error.code)
+        self.counts.stopped[error.code or ""] += 1
         run.state = "stopping"
         if run.channel.finish(failure_of(error)):  # else it has just ended by itself
             run.outcome = error.code
@@ -155,7 +224,14 @@ class Supervisor:
             run.channel.finish(failure_of(AgentFailed("The agent's worker was lost.")))
             run.state = "done"
             run.ended = time.time()
-            del self.runs[run.id]
+            if run.ending in REASONS:  # not by `submit` at once, but later by a parent
+                self.counts.refused[run.ending] += 1
+            else:
+                self.counts.ended[run.spec.agent, run.ending or "lost"] += 1
+            if run.started is not None:
+                self.counts.run_seconds.observe(run.ended - run.started)
+            del self.runs[run.id], self._places[run.id]
+            self._on_end(run)
 
     async def _has_place(self, run: Run, granted: asyncio.Future[None]) -> bool:
         """Wait for a place. False where the run was refused or stopped while it waited."""
@@ -177,12 +253,12 @@ class Supervisor:
         return False
 
     async def _work(self, run: Run) -> None:
-        loop = asyncio.get_running_loop()
         run.started = time.time()
+        self.counts.queue_seconds.observe(run.started - run.created)
         run.state = "running"
         work = self._runner.start(run.spec, run.channel, run.stop_signal)
         stopped = asyncio.Event()
-        deadline = loop.call_later(self.limits.run_seconds, self._overran, run)
+        run.deadline = Deadline(self.limits.run_seconds, lambda: self._overran(run))
         try:
             with run.stop_signal.watched_by(stopped.set):
                 await _first_of(work.done, stopped)
@@ -190,7 +266,7 @@ class Supervisor:
                 await self._end(run, work)
             work.done.exception()
         finally:
-            deadline.cancel()
+            run.deadline.cancel()
 
     def _overran(self, run: Run) -> None:
         self.stop(
@@ -208,7 +284,7 @@ class Supervisor:
         await asyncio.wait([work.done], timeout=GRACE_SECONDS)
         if work.done.done():
             return
-        log.error("run %s does not stop: its slot stays taken", run.id)
+        log.error("run %s does not stop: its place stays taken", run.id)
         self.stuck += 1
         try:
             await asyncio.wait([work.done])

@@ -56,7 +56,7 @@ def layers_of(server: ServerProcess) -> list[str]:
 async def answer(server: ServerProcess) -> str:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{server.base}/chat/completions", json=ASK) as response,
+        session.post(f"{server.base}/v1/chat/completions", json=ASK) as response,
     ):
         return text_of(events_of(await response.read()), "content")
 

@@ -312,7 +312,7 @@ async def test_the_tcp_variant_works(upstream: FakeUpstream) -> None:
         "AGENT_MODEL": "up",
     }
     with server_process("--trusted-proxies", "127.0.0.1", **values) as server:
-        address = server.base.removeprefix("http://").removesuffix("/v1")
+        address = server.base.removeprefix("http://")
         with site(address) as nginx:
             async with client_of(nginx) as client:
                 reply = await client.post("/chat/completions", json=ASK)

@@ -115,7 +115,9 @@ def test_the_installed_command_serves_agents_in_jails(
         JAIL="required",
         PYTHONPATH="",
     ) as server:
-        assert ask(server.base, "shop")["choices"][0]["message"]["content"].endswith("survived")
+        assert ask(f"{server.base}/v1", "shop")["choices"][0]["message"]["content"].endswith(
+            "survived"
+        )
         assert any("INFO jail: " in line and "seccomp" in line for line in server.lines)
 
 

@@ -264,7 +264,7 @@ async def test_only_a_worker_may_ask_for_a_run_alone(upstream: FakeUpstream) -> 
     headers = {"Idempotency-Key": "one", "X-Smolgate-Join": "1"}
     with two_workers(upstream) as server:
         async with aiohttp.ClientSession() as session:
-            url = f"{server.base}/chat/completions"
+            url = f"{server.base}/v1/chat/completions"
             assert (await read(session, url, headers=headers))[0] == 200
 
 
@@ -296,7 +296,7 @@ async def test_a_rolling_restart_loses_no_stream_and_no_request(upstream: FakeUp
 
     upstream.handler = both
     with two_workers(upstream) as server:
-        url = f"{server.base}/chat/completions"
+        url = f"{server.base}/v1/chat/completions"
         over, asked = asyncio.Event(), 0
         old = server.workers()
 
@@ -344,7 +344,7 @@ async def test_a_restart_that_cannot_work_leaves_the_old_workers(
         await until(lambda: "the old workers go on" in server.log, 60)
         assert server.workers() == old
         async with aiohttp.ClientSession() as session:
-            assert (await read(session, f"{server.base}/chat/completions"))[0] == 200
+            assert (await read(session, f"{server.base}/v1/chat/completions"))[0] == 200
 
 
 async def test_sigterm_lets_runs_finish_and_leaves_no_process(
@@ -401,7 +401,7 @@ def test_what_is_wrong_with_a_setting_is_said_once() -> None:
 
 def test_a_port_that_other_workers_have_is_refused(upstream: FakeUpstream) -> None:
     with two_workers(upstream) as server:
-        port = server.base.removesuffix("/v1").rpartition(":")[2]
+        port = server.base.rpartition(":")[2]
         done = subprocess.run(
             [sys.executable, "-m", "server", "--workers", "2", "--port", port],
             env=environment(UPSTREAM_OPENAI_BASE="http://127.0.0.1:1/v1", LOG_LEVEL="ERROR"),
@@ -431,13 +431,13 @@ async def test_workers_share_a_unix_socket_and_leave_none_behind(
 
 
 def test_one_embedded_model_serves_all_workers() -> None:
-    with server_process("--workers", "2", JAIL="off") as server:
+    with server_process("--workers", "2", UPSTREAM_OPENAI_BASE="") as server:
         models = [
             pid for pid in descendants(server.process.pid) if "embedded_child" in command_of(pid)
         ]
         assert len(models) == 1
         assert len(server.workers()) == 2
-        with OpenAI(base_url=server.base, api_key="none", max_retries=0) as sdk:
+        with OpenAI(base_url=f"{server.base}/v1", api_key="none", max_retries=0) as sdk:
 
             def answer() -> str:
                 reply = sdk.chat.completions.create(
