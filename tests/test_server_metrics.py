@@ -246,7 +246,7 @@ async def test_the_texts_of_two_workers_merge_into_their_sum(make_gateway: MakeG
     samples = parsed(merged(texts).decode())
     labels = {"route": "/chat/completions", "status": "200", "outcome": "ok"}
     assert value(samples, "smolgate_requests_total", **labels) == 3
-    assert value(samples, "smolgate_runs_most") == 64
+    assert value(samples, "smolgate_runs_most") == 32
     assert value(samples, "smolgate_step_seconds_count") == 3
     assert value(samples, "smolgate_step_seconds_bucket", le="+Inf") == 3
     first = parsed(texts[0].decode())
