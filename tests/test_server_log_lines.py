@@ -67,6 +67,7 @@ async def test_an_agent_s_request_has_one_line_with_all_its_ids(
     assert line == {
         "level": "INFO",
         "logger": "server.access",
+        "address": "127.0.0.1",
         "method": "POST",
         "path": "/v1/chat/completions",
         "status": 200,

@@ -171,7 +171,8 @@ async def test_jails_that_die_under_code_are_counted(
     def script(messages: list[dict[str, Any]]) -> str:
         if "was killed" in json.dumps(messages):
             return "<code>\nfinal_answer('done')\n</code>"
-        return "<code>\nwhile True: pass\n</code>"
+        # smolagents ends a loop after a million rounds: these must not be done before the step's time is.
+        return "<code>\nwhile True: sum(range(100_000))\n</code>"
 
     upstream.handler = scripted(script)
     gateway = await make_gateway(jail="auto", step_seconds=3)

@@ -165,7 +165,7 @@ def handled(server: ServerProcess, front: tuple[str, int], since: int) -> list[s
     return [
         found[1]
         for line in server.lines[since:]
-        if (found := re.search(r"INFO [A-Z]+ (/\S*) \d", line))
+        if (found := re.search(r"INFO \S+ [A-Z]+ (/\S*) \d", line))
     ]
 
 

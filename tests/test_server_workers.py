@@ -110,8 +110,13 @@ async def test_limits_hold_for_all_workers_together(
             assert {body["error"]["code"] for _, body in refused} == {"queue_full"}
             for worker in workers:
                 await until_listed(worker, "queued", "running", "running", "running")
-            async with workers[0].get("http://worker/readyz") as response:
-                assert (await response.json())["reasons"] == {"runs": "the queue is full"}
+
+            async def is_full() -> bool:  # as of some milliseconds ago
+                async with workers[0].get("http://worker/readyz") as response:
+                    reasons = (await response.json())["reasons"]
+                    return bool(reasons == {"runs": "the queue is full"})
+
+            await until_so(is_full)
             gate.set()
             answers = [
                 text_of(body, "content")
@@ -189,10 +194,12 @@ async def test_runs_of_other_workers_are_listed_read_and_cancelled(
                 assert (await response.json())["outcome"] == "cancelled"
             _, told = await asking
             assert told["error"]["code"] == "cancelled"
-            for method, path in (("GET", run["id"]), ("POST", f"{run['id']}/cancel")):
-                async with second.request(method, f"{RUNS}/{path}") as response:
-                    assert response.status == 404
-                    assert (await response.json())["error"]["code"] == "run_not_found"
+            await until_listed(second)
+            async with second.post(f"{RUNS}/{run['id']}/cancel") as response:
+                assert response.status == 404
+                assert (await response.json())["error"]["code"] == "run_not_found"
+            async with second.get(f"{RUNS}/{run['id']}") as response:
+                assert (await response.json())["outcome"] == "cancelled"
 
 
 @pytest.mark.parametrize(
