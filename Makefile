@@ -49,6 +49,10 @@ bench: .venv/.tests ## measure; prints ratios
 torture: .venv/.tests ## run the worst code that a model can write, and print what became of it
 	$(BIN)/python -m bench.torture
 
+.PHONY: load
+load: .venv/.tests ## a minute of 500 agent and 500 relayed streams through nginx and two workers; none lost or mixed
+	$(BIN)/python -m bench.load
+
 .PHONY: soak
 soak: .venv/.tests ## ten minutes of mixed load; memory stays flat and nothing is lost
 	$(BIN)/python -m bench.supervision soak
@@ -80,7 +84,7 @@ clean: ## remove .venv and all caches
 	@touch $@
 
 .venv/.tests: .venv/.runs
-	$(PIP) --editable '.[embedded,fast,otel,test]'
+	$(PIP) --editable '.[embedded,fast,mcp,otel,test]'
 	@touch $@
 
 .venv-clients/node/.made: tests/clients/package.json tests/clients/package-lock.json

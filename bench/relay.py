@@ -24,10 +24,11 @@ from dataclasses import dataclass
 
 import uvloop
 
+from bench.debian_packages import Unavailable
 from bench.relay_paced import delay_row, idle_row
 from bench.relay_profiled import Row as ProfileRow
 from bench.relay_run import CLIENTS, QUICK, STUCK_SECONDS, Bench, Cost, Effort, Verdicts
-from bench.relay_servers import Server, Unavailable, gateway_server, nginx_server, pin
+from bench.relay_servers import Server, gateway_server, nginx_server, pin
 from bench.relay_work import SCRUB_MODE, STREAMS, Work
 
 # Nothing lasts longer than this, whatever happens.

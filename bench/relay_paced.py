@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from bench.debian_packages import Unavailable
 from bench.relay_client import Clients, Tally
 from bench.relay_run import CLIENTS, STUCK_SECONDS, Bench
-from bench.relay_servers import Server, Unavailable, gateway_server, nginx_server
+from bench.relay_servers import Server, gateway_server, nginx_server
 from bench.relay_work import Work, WrongAnswer
 
 DELAY_GAP_SECONDS = 0.02

@@ -4,7 +4,6 @@ In: the upstream's port. Out: `Server`s with their pid, port, CPU and memory; ea
 """
 
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.debian_packages import Unavailable, nginx_path
 from bench.processes import process_saying
 from bench.relay_work import MODEL
 
@@ -60,10 +60,6 @@ http {{
 """
 
 
-class Unavailable(Exception):
-    """A server cannot be had on this machine; says why."""
-
-
 @dataclass(frozen=True)
 class Server:
     """One server process."""
@@ -99,7 +95,7 @@ def pin(pid: int, core: int) -> None:
             os.sched_setaffinity(int(task.name), {core})
 
 
-def _await_port(port: int) -> None:
+def await_port(port: int) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -131,28 +127,9 @@ def gateway_server(
     # At level WARNING its first words are that there is no token.
     command = (module, "--port", str(port))
     with process_saying(r"(HF_TOKEN is not set)", *command, **environment) as (pid, _):
-        _await_port(port)
+        await_port(port)
         pin(pid, (os.cpu_count() or 1) - 1)
         yield Server(name, pid, port)
-
-
-def nginx_path() -> str:
-    """Where nginx is; root on Debian gets it installed. Raises Unavailable."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
-    if found := shutil.which("nginx", path=path):
-        return found
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise Unavailable("nginx is not installed, and only root could (apt-get install nginx)")
-    print("installing nginx (apt-get install nginx)")
-    # RUNLEVEL keeps the package from starting a server of its own.
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "nginx"]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    if found := shutil.which("nginx", path=path):
-        return found
-    raise Unavailable(f"apt-get install nginx ended with {done.returncode}: {done.stderr[-200:]}")
 
 
 @contextmanager
@@ -171,7 +148,7 @@ def nginx_server(upstream_port: int) -> Iterator[Server]:
         ) as process:
             try:
                 try:
-                    _await_port(port)
+                    await_port(port)
                 except OSError:
                     process.kill()
                     assert process.stderr is not None

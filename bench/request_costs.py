@@ -45,7 +45,7 @@ def main() -> int:
     ids = ("req-" + "a" * 24, "chatcmpl-" + "b" * 28, "mine")
 
     def ended() -> RequestEnd:
-        return RequestEnd("POST", plain("/v1/chat/completions"), 200, 0.3, "ok", *ids)
+        return RequestEnd("::1", "POST", plain("/v1/chat/completions"), 200, 0.3, "ok", *ids)
 
     costs = {
         "key": ("a key, one of 1000, with limits", microseconds(check)),

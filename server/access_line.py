@@ -8,11 +8,12 @@ import msgspec
 
 
 class RequestEnd(msgspec.Struct):
-    """What a line says; `path` as `plain` makes it, the ids known to be harmless.
+    """What a line says; `address` is the caller's, `path` as `plain` makes it, the ids known to be harmless.
 
     `code` is of what ended the request, where its outcome does not say all.
     """
 
+    address: str
     method: str
     path: str
     status: int
@@ -25,7 +26,10 @@ class RequestEnd(msgspec.Struct):
 
 
 def access_text(end: RequestEnd) -> str:
-    line = f"{end.method} {end.path} {end.status} {end.seconds:.3f}s {end.outcome} {end.request_id}"
+    line = (
+        f"{end.address} {end.method} {end.path} {end.status} {end.seconds:.3f}s "
+        f"{end.outcome} {end.request_id}"
+    )
     if end.run_id is not None:
         line += f" run={end.run_id}"
     if end.key_id is not None:

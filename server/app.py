@@ -23,6 +23,7 @@ from server.keys import (
     FINISHED_RUNS,
     IDENTITY,
     KEY_RING,
+    MCP_SERVERS,
     RELAYS,
     REQUEST_COUNTS,
     SETTINGS,
@@ -51,11 +52,14 @@ def create_app(
     app[IDENTITY] = identity or Identity()
     app[AGENTS] = dict(agents)
     app[CODE_IMPORTS] = getattr(agents, "code_imports", frozenset())
+    app[MCP_SERVERS] = getattr(agents, "mcp_servers", {})
     app[RELAYS] = set()
     app[REQUEST_COUNTS] = RequestCounts()
     app[FINISHED_RUNS] = FinishedRuns()
     app.cleanup_ctx.extend((loop_lag, image_fetch))
-    app.cleanup_ctx.extend((parts.embedded_model, parts.upstreams, parts.jail, parts.supervisor))
+    app.cleanup_ctx.extend(
+        (parts.embedded_model, parts.upstreams, parts.jail, parts.mcp, parts.supervisor)
+    )
     for prefix in ("", "/v1"):
         app.router.add_get(f"{prefix}/healthz", health.healthz)
         app.router.add_get(f"{prefix}/readyz", health.readyz)

@@ -4,7 +4,7 @@ In: a request. Out: an agent's run or an upstream's reply, streamed or whole. A 
 byte is a status; after it, an error event and `[DONE]`, never a clean stop.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from aiohttp import web
 
@@ -14,7 +14,8 @@ from server.auth import allow_work
 from server.chat_request import route_of
 from server.chat_schema import ChatRequest
 from server.conversation import image_urls_of
-from server.idempotency import Leg, wish_of
+from server.idempotency import Leg, Wish, wish_of
+from server.joining import ReplyElsewhere, find_caller_elsewhere, find_elsewhere
 from server.keys import (
     AGENTS,
     API_KEY,
@@ -37,7 +38,6 @@ from server.settings_table import DEFAULT_AGENT
 from server.tool_request import tool_results_of
 from server.ui_tasks import is_ui_task
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
-from streaming.run_spec import Image
 
 CHAT_PATH = "/chat/completions"
 # The id asked for stands in every chunk, and no event may near 64 KiB.
@@ -94,10 +94,14 @@ async def _run_agent(
     if settings.plain_ui_tasks and is_ui_task(asked):
         return await answer_plainly(request, body, asked, model or agent)
     leave_seconds = _leave_seconds(request, settings)
-    fetched: dict[str, Image] = {}
-    if (fetch := request.app.get(IMAGE_FETCH)) is not None:
-        fetched = await fetch.fetch_all(image_urls_of(asked.messages))
-    leg = _leg_for(request, body, asked, agent, fetched)
+    replays = request.app[REPLAYS]
+    wish = wish_of(request.headers, body, request.get(API_KEY, ""))
+    async with replays.settling(wish):
+        leg = replays.joinable(wish) or await _leg_for(request, body, asked, agent, wish)
+        if isinstance(leg, Leg):
+            replays.keep(wish, leg)
+    if isinstance(leg, ReplyElsewhere):
+        return await leg.pass_on(request)
     run = leg.run
     request[RUN_ID] = run.id
     reading = request.app[SUPERVISOR].reading(run, begin=leg.begin, leave_seconds=leave_seconds)
@@ -125,35 +129,34 @@ async def _run_agent(
         )
 
 
-def _leg_for(
-    request: web.Request,
-    body: bytes,
-    asked: ChatRequest,
-    agent: str,
-    fetched: Mapping[str, Image],
-) -> Leg:
-    """What this request reads: of a run that it repeats, of one that waits for its results, or of a new one."""
+async def _leg_for(
+    request: web.Request, body: bytes, asked: ChatRequest, agent: str, wish: Wish | None
+) -> Leg | ReplyElsewhere:
+    """What this request reads: of the run that waits for its results, or of a new one; or what another worker
+    replies, which has its run.
+    """
     caller = request.get(API_KEY, "")
-    replays = request.app[REPLAYS]
-    wish = wish_of(request.headers, body, caller)
-    leg = replays.joinable(wish)
-    if leg is not None:
-        return leg
     if results := tool_results_of(asked.messages):
-        run = request.app[TOOL_DESK].answer(caller, results)
-        leg = Leg(run, run.leg_begin)
-    else:
-        spec = run_spec_of(
-            asked,
-            run_id=request.app[IDENTITY].new_id(),
-            agent=agent,
-            tag_names=request.app[SETTINGS].think_tags,
-            fetched=fetched,
-        )
-        run = request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=_most_runs(request))
-        leg = Leg(run)
-    replays.keep(wish, leg)
-    return leg
+        desk, call_id = request.app[TOOL_DESK], results[0].tool_call_id
+        if not desk.knows(caller, call_id):
+            elsewhere = await find_caller_elsewhere(request, body, call_id)
+            if elsewhere is not None:
+                return elsewhere
+        run = desk.answer(caller, results)
+        return Leg(run, run.leg_begin)
+    elsewhere = await find_elsewhere(request, body, wish)
+    if elsewhere is not None:
+        return elsewhere
+    fetch = request.app.get(IMAGE_FETCH)
+    fetched = await fetch.fetch_all(image_urls_of(asked.messages)) if fetch is not None else {}
+    spec = run_spec_of(
+        asked,
+        run_id=request.app[IDENTITY].new_id(),
+        agent=agent,
+        tag_names=request.app[SETTINGS].think_tags,
+        fetched=fetched,
+    )
+    return Leg(request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=_most_runs(request)))
 
 
 def _most_runs(request: web.Request) -> int:

@@ -43,14 +43,20 @@ def create_agent(context: AgentContext) -> CodeAgent:
 
 
 @cache
+def code_agent_templates() -> Any:
+    """smolagents' own prompts of a CodeAgent, parsed once."""
+    source = importlib.resources.files("smolagents.prompts") / "code_agent.yaml"
+    return yaml.safe_load(source.read_text())
+
+
+@cache
 def _prompt_templates() -> Any:
     """smolagents' own prompts with our instructions, the system prompt rendered once and for all.
 
     It is the same in every run, and parsing it (YAML) and compiling it (Jinja, twice a run) is most of
     what a run costs: 15 of 17 ms.
     """
-    source = importlib.resources.files("smolagents.prompts") / "code_agent.yaml"
-    templates = yaml.safe_load(source.read_text())
+    templates = code_agent_templates()
     agent = CodeAgent(
         tools=[], model=Model(), prompt_templates=templates, instructions=INSTRUCTIONS
     )

@@ -8,8 +8,8 @@ import asyncio
 from aiohttp import web
 
 from server.keys import RELAYS, SUPERVISOR
+from streaming.admission import RETRY_AFTER_SECONDS
 from streaming.failures import Draining
-from streaming.supervisor import RETRY_AFTER_SECONDS
 
 # How long the last words to a client may take.
 FAREWELL_SECONDS = 1.0

@@ -6,10 +6,13 @@ while the first is still going, or has just ended with nothing but a broken conn
 that were refused, or stopped because everybody left, are forgotten.
 """
 
+import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from streaming.failures import InvalidRequest
 from streaming.run import Run
@@ -23,7 +26,7 @@ FORGET_EVERY_SECONDS = 1.0
 # An SDK repeats what was cut off within 8 s.
 UNTOLD_SECONDS = 60.0
 # Nothing was concluded in these: whoever asks again means it.
-INCONCLUSIVE = frozenset({"client_gone", "queue_timeout", "draining"})
+INCONCLUSIVE = frozenset({"client_gone", "queue_timeout", "draining", "queue_full", "key_limit"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Wish:
     digest: bytes
     is_repeated: bool
     lasting: bool
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What it is known by outside this process: no key, no name."""
+        return hashlib.sha256(f"{self.caller}\n{self.name}".encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,17 @@ class Replays:
         self._keep_seconds = keep_seconds
         self._legs: dict[tuple[str, str], tuple[Wish, Leg]] = {}
         self._forgot_at = 0.0
+        self._settling: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def settling(self, wish: Wish | None) -> AsyncIterator[None]:
+        """While inside, nobody else finds out which run this wish has."""
+        if wish is None:
+            yield
+            return
+        lock = self._settling.setdefault(wish.fingerprint, asyncio.Lock())
+        async with lock:
+            yield
 
     def joinable(self, wish: Wish | None) -> Leg | None:
         """The leg that this wish already has. Raises InvalidRequest where its body was another."""

@@ -19,6 +19,9 @@ DAY_SECONDS = 86_400.0
 MINUTE_SECONDS = 60.0
 _SCHEME = "bearer "
 
+# A key's id, requests, tokens.
+Tell = Callable[[str, int, int], None]
+
 
 @dataclass(frozen=True)
 class ApiKey:
@@ -36,8 +39,9 @@ class ApiKey:
 class KeyHolder:
     """A key and what was used of it. Of the event loop alone."""
 
-    def __init__(self, key: ApiKey) -> None:
+    def __init__(self, key: ApiKey, tell: Tell = lambda *_: None) -> None:
         self.key = key
+        self._tell = tell
         self._paid_until = 0.0  # of the monotonic clock: each request moves it on by its share
         self._day = 0
         self._tokens = 0
@@ -54,9 +58,19 @@ class KeyHolder:
                 f"This API key may send {self.key.requests_per_minute} requests a minute.",
                 retry_after=math.ceil(ahead),
             )
-        self._paid_until = paid_until
+        self.note(1, 0)
+        self._tell(self.key.id, 1, 0)
 
     def add_tokens(self, tokens: int) -> None:
+        self.note(0, tokens)
+        if tokens:
+            self._tell(self.key.id, 0, tokens)
+
+    def note(self, requests: int, tokens: int) -> None:
+        """So much was used, here or elsewhere."""
+        if requests and self.key.requests_per_minute:
+            share = MINUTE_SECONDS / self.key.requests_per_minute
+            self._paid_until = max(time.monotonic(), self._paid_until) + requests * share
         self._begin_day()
         self._tokens += tokens
 
@@ -92,16 +106,20 @@ class KeyHolder:
             )
 
     def _begin_day(self) -> None:
-        day = int(time.time() // DAY_SECONDS)
+        day = day_now()
         if day != self._day:
             self._day = day
             self._tokens = 0
 
 
 class KeyRing:
-    """All keys of a server. `load` reads them anew; without any, everybody may call."""
+    """All keys of a server. `load` reads them anew; without any, everybody may call.
+
+    `tell` is told of what was used of a limited key, for other workers to `note_elsewhere`.
+    """
 
     def __init__(self, load: Callable[[], Sequence[ApiKey]]) -> None:
+        self.tell: Tell = lambda *_: None
         self._load = load
         self._holders: dict[bytes, KeyHolder] = {}
         self.reload()
@@ -112,7 +130,7 @@ class KeyRing:
 
     def reload(self) -> int:
         """Take the keys as they are now; returns how many. Raises BadEntry, and keeps the old ones."""
-        holders = {key.digest: KeyHolder(key) for key in self._load()}
+        holders = {key.digest: KeyHolder(key, self._tell_of) for key in self._load()}
         for digest, old in self._holders.items():
             if digest in holders:
                 old.key = holders[digest].key
@@ -130,6 +148,21 @@ class KeyRing:
 
     def add_tokens(self, key_id: str, tokens: int) -> None:
         """A run of this key has used so many."""
-        for holder in self._holders.values():
-            if holder.key.id == key_id:
-                holder.add_tokens(tokens)
+        for holder in self._of_id(key_id):
+            holder.add_tokens(tokens)
+
+    def note_elsewhere(self, key_id: str, requests: int, tokens: int) -> None:
+        """Another worker says what was used of this key there."""
+        for holder in self._of_id(key_id):
+            holder.note(requests, tokens)
+
+    def _of_id(self, key_id: str) -> list[KeyHolder]:
+        return [holder for holder in self._holders.values() if holder.key.id == key_id]
+
+    def _tell_of(self, key_id: str, requests: int, tokens: int) -> None:
+        self.tell(key_id, requests, tokens)
+
+
+def day_now() -> int:
+    """Days since the epoch, in UTC."""
+    return int(time.time() // DAY_SECONDS)

@@ -1,6 +1,7 @@
 """The typed keys under which the application and its requests keep their state."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -12,8 +13,10 @@ from server.key_ring import KeyHolder, KeyRing
 from server.request_counts import RequestCounts
 from server.settings import Settings
 from server.upstreams import Upstreams
+from server.worker_link import LinkedEmbedded, WorkerLink
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
+from streaming.mcp_server import McpServer
 from streaming.supervisor import Supervisor
 from streaming.tool_desk import ToolDesk
 from streaming.upstream_group import UpstreamGroup
@@ -22,6 +25,7 @@ if TYPE_CHECKING:  # the first is loaded only where it is used
     from server.embedded import EmbeddedUpstream
     from server.image_fetch import ImageFetch
     from server.loop_lag import LoopLag
+    from server.mcp_tools import McpTools
     from server.metered_reply import TokenMeter
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
@@ -31,12 +35,17 @@ UPSTREAMS: web.AppKey[Upstreams] = web.AppKey("upstreams", Upstreams)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
 TOOL_DESK: web.AppKey[ToolDesk] = web.AppKey("tool_desk", ToolDesk)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
-EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
+EMBEDDED: web.AppKey["EmbeddedUpstream | LinkedEmbedded"] = web.AppKey("embedded")
 
+# The line to the parent, where this is one of many workers.
+WORKER_LINK: web.AppKey[WorkerLink] = web.AppKey("worker_link", WorkerLink)
 IDENTITY: web.AppKey[Identity] = web.AppKey("identity", Identity)
 JAIL_POOL: web.AppKey[JailPool] = web.AppKey("jail_pool", JailPool)
 REPLAYS: web.AppKey[Replays] = web.AppKey("replays", Replays)
 
+# The MCP servers of each agent that has some, as they are set, and as they are connected.
+MCP_SERVERS: web.AppKey[Mapping[str, Mapping[str, McpServer]]] = web.AppKey("mcp_servers")
+MCP_TOOLS: web.AppKey["McpTools"] = web.AppKey("mcp_tools")
 # What agents' code may import; jails have it loaded before they are confined.
 CODE_IMPORTS: web.AppKey[frozenset[str]] = web.AppKey("code_imports", frozenset)
 # The handlers of relayed requests under way.

@@ -12,13 +12,16 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from aiohttp import web
 
+from server.api_keys import load_keys
 from server.app import create_app
 from server.drain import drain
 from server.http_runner import HttpRunner
 from server.keys import KEY_RING
+from server.listening_sockets import BACKLOG, UNIX_SOCKET_MODE
 from server.settings import Settings
 from server.slow_clients import SlowClients
 from server.upstream_settings import BadEntry
@@ -30,9 +33,48 @@ MAX_C_INT = 2**31 - 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Post(Protocol):
+    """Where a server listens, and until when. Opened before the application starts."""
+
+    async def open(self, app: web.Application) -> None: ...
+
+    async def listen(self, runner: web.AppRunner) -> None:
+        """Raises OSError where it cannot."""
+
+    async def stay(self, runner: web.AppRunner, told: asyncio.Event) -> None:
+        """Returns when serving is over; `told` is the signal to stop."""
+
+    async def close(self) -> None: ...
+
+
+class OwnPost:
+    """The only process: it listens where the settings say, until it is told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def open(self, app: web.Application) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app)
+        say_what_is_missing(self._settings)
+
+    async def listen(self, runner: web.AppRunner) -> None:
+        await _site(runner, self._settings).start()
+        if self._settings.unix_socket is not None:
+            os.chmod(self._settings.unix_socket, UNIX_SOCKET_MODE)
+        log.info("listening on %s", _address(runner, self._settings))
+
+    async def stay(self, runner: web.AppRunner, told: asyncio.Event) -> None:
+        await told.wait()
+        log.info("stopping; a second signal stops at once")
+
+    async def close(self) -> None:
+        pass
+
+
 async def serve(
     settings: Settings,
     agents: Mapping[str, AgentFactory],
+    post: "Post | None" = None,
     *,
     also: Callable[[web.Application], None] | None = None,
 ) -> None:
@@ -45,23 +87,21 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
         loop.add_signal_handler(number, _on_signal, told)
-    loop.add_signal_handler(signal.SIGHUP, _reload, app)
-    _say_what_is_missing(settings)
-    _warn_if_open(app, settings)
-    await runner.setup()
+    post = post or OwnPost(settings)
+    await post.open(app)
     try:
-        site = _site(runner, settings)
-        await site.start()
-        give_up_dead_peers(site, settings.stall_seconds)
+        await runner.setup()
+        await post.listen(runner)
+        for site in runner.sites:
+            give_up_dead_peers(site, settings.stall_seconds)
         assert runner.server is not None
         async with SlowClients(runner.server, settings.head_seconds):
-            log.info("listening on %s", _address(runner, settings))
             _spare_the_collector()
-            await told.wait()
-            log.info("stopping; a second signal stops at once")
+            await post.stay(runner, told)
             await drain(app, settings.drain_seconds)
     finally:
         await runner.cleanup()
+        await post.close()
 
 
 def _spare_the_collector() -> None:
@@ -107,7 +147,7 @@ def _reload(app: web.Application) -> None:
 def _site(runner: web.AppRunner, settings: Settings) -> web.BaseSite:
     if settings.unix_socket is not None:
         return web.UnixSite(runner, settings.unix_socket)
-    return web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+    return web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG)
 
 
 def _address(runner: web.AppRunner, settings: Settings) -> str:
@@ -117,7 +157,7 @@ def _address(runner: web.AppRunner, settings: Settings) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def _say_what_is_missing(settings: Settings) -> None:
+def say_what_is_missing(settings: Settings) -> None:
     if settings.embedded:
         log.warning(
             "UPSTREAM_OPENAI_BASE is not set: the embedded model %s serves as the upstream",
@@ -125,10 +165,9 @@ def _say_what_is_missing(settings: Settings) -> None:
         )
     elif settings.upstream_base is not None and settings.token is None:
         log.warning("HF_TOKEN is not set: the upstream is called without a token")
-
-
-def _warn_if_open(app: web.Application, settings: Settings) -> None:
-    if app[KEY_RING].is_set or settings.unix_socket is not None or _is_loopback(settings.host):
+    if settings.unix_socket is not None or _is_loopback(settings.host):
+        return
+    if load_keys(settings.api_keys, settings.api_keys_file):
         return
     log.warning(
         "NO API KEYS: everybody who reaches %s port %d can run agents and spend the upstream's tokens; "

@@ -1,7 +1,7 @@
 """`GET /metrics`: what this server does, for Prometheus.
 
 In: the plain counters of the application's parts, read when somebody scrapes. Out: Prometheus' text. Nothing
-here runs between scrapes. `merged` makes one text of several workers' own.
+here runs between scrapes. With many workers it is what all of them do, whichever is asked.
 """
 
 from collections import Counter, defaultdict
@@ -19,18 +19,32 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from server.auth import allow_metrics
-from server.keys import JAIL_POOL, LOOP_LAG, RELAYS, REQUEST_COUNTS, SUPERVISOR, UPSTREAMS
+from server.keys import (
+    JAIL_POOL,
+    LOOP_LAG,
+    RELAYS,
+    REQUEST_COUNTS,
+    SUPERVISOR,
+    UPSTREAMS,
+    WORKER_LINK,
+)
+from server.worker_wire import Inquiry
 from streaming.histogram import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-RUN_STATES = ("queued", "running", "stopping")
+RUN_STATES = ("queued", "running", "paused", "stopping")
+# Of all workers together already: the sum would be wrong.
+SHARED = frozenset({"smolgate_runs_most"})
 UPSTREAM_STATES = ("ok", "half-open", "open")
 
 
 async def metrics(request: web.Request) -> web.Response:
     """The handler. Raises Forbidden for keys that may not."""
     allow_metrics(request)
-    return web.Response(body=rendered(request.app), headers={"Content-Type": CONTENT_TYPE})
+    body = rendered(request.app)
+    if (link := request.app.get(WORKER_LINK)) is not None:
+        body = merged([body, *await link.found_elsewhere(Inquiry(0, "metrics"))])
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
 def rendered(app: web.Application) -> bytes:
@@ -41,11 +55,13 @@ def rendered(app: web.Application) -> bytes:
 
 
 def merged(texts: Iterable[bytes]) -> bytes:
-    """The texts of several workers as one: every sample is the sum of theirs."""
+    """The texts of several workers as one: every sample is the sum of theirs, but for `SHARED`."""
     families: dict[str, Metric] = {}
     sums: defaultdict[str, Counter[tuple[str, tuple[tuple[str, str], ...]]]] = defaultdict(Counter)
     for text in texts:
         for family in text_string_to_metric_families(text.decode()):
+            if family.name in SHARED and family.name in families:
+                continue
             families.setdefault(family.name, family)
             for sample in family.samples:
                 sums[family.name][sample.name, tuple(sample.labels.items())] += sample.value  # type: ignore[assignment]

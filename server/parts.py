@@ -1,7 +1,7 @@
 """The application's resources, each in one `cleanup_ctx` that opens and closes it.
 
-In: the settings on the application. Out: the embedded model, the upstreams, the jail and the supervisor
-under their keys, opened in this order and closed in reverse.
+In: the settings on the application. Out: the embedded model, the upstreams, the jail, the MCP servers and the
+supervisor under their keys, opened in this order and closed in reverse.
 """
 
 import asyncio
@@ -22,14 +22,18 @@ from server.keys import (
     IDENTITY,
     JAIL_POOL,
     KEY_RING,
+    MCP_SERVERS,
+    MCP_TOOLS,
     REPLAYS,
     SETTINGS,
     SUPERVISOR,
     TOOL_DESK,
     UPSTREAM,
     UPSTREAMS,
+    WORKER_LINK,
 )
 from server.upstreams import open_upstreams
+from server.worker_link import LinkedEmbedded
 from streaming.agent_context import MakeInterpreter
 from streaming.agent_run import RunMeans
 from streaming.cancellation import StopSignal
@@ -39,6 +43,7 @@ from streaming.interpreters.jail import JailInterpreter
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
 from streaming.loop_call import wait_on_loop
 from streaming.loop_model import LoopModel, ThinkOptions
+from streaming.mcp_server import McpUnavailable
 from streaming.run import Run
 from streaming.run_spec import CalledTool
 from streaming.runners.thread import ThreadRunner
@@ -52,6 +57,11 @@ log = logging.getLogger("server")
 async def embedded_model(app: web.Application) -> AsyncIterator[None]:
     """The embedded model's process, where no upstream is set."""
     if not app[SETTINGS].embedded:
+        yield
+        return
+    link = app.get(WORKER_LINK)
+    if link is not None and link.welcome.embedded_base is not None:  # the parent has it, for all
+        app[EMBEDDED] = LinkedEmbedded(link, link.welcome.embedded_base)
         yield
         return
     from server.embedded import EmbeddedUpstream
@@ -114,6 +124,19 @@ async def _announce(app: web.Application, stack: AsyncExitStack, pool: JailPool)
     stack.callback(saying.cancel)
 
 
+async def mcp(app: web.Application) -> AsyncIterator[None]:
+    """The MCP servers of agents that have some. Raises McpUnavailable where one cannot be used."""
+    if not any(app[MCP_SERVERS].values()):
+        yield
+        return
+    try:
+        from server.mcp_tools import McpTools
+    except ImportError:
+        raise McpUnavailable("MCP servers need the extra: pip install 'smolgate[mcp]'") from None
+    async with McpTools(app[MCP_SERVERS]) as app[MCP_TOOLS]:
+        yield
+
+
 async def supervisor(app: web.Application) -> AsyncIterator[None]:
     """The supervisor and its runner; on the way out every run is stopped."""
     settings = app[SETTINGS]
@@ -129,6 +152,7 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
             run_seconds=settings.run_seconds,
             max_paused=settings.max_paused,
         ),
+        admission=app.get(WORKER_LINK),
         on_end=partial(_on_run_end, app),
         now=app[IDENTITY].now,
     )
@@ -174,6 +198,7 @@ def run_means(app: web.Application) -> RunMeans:
         think=think,
         embedded=settings.embedded,
         ask_client=ask_client,
+        **({"tools_of": app[MCP_TOOLS].of} if MCP_TOOLS in app else {}),
     )
 
 

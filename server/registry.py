@@ -1,12 +1,13 @@
 """The agents that this server has: ids → factories, checked before anything is served.
 
-In: the `AGENTS` setting, `id=module:attribute` or `id=path/to/saved/folder`. Out: factories, the default
-agent among them. Raises `BadSetting`, which says which entry cannot work and why.
+In: the `AGENTS` setting, `id=module:attribute`, `id=path/to/saved/folder` or `id=path/to/agent.json`. Out:
+factories, the default agent among them. Raises `BadSetting`, which says which entry cannot work and why.
 """
 
 import importlib
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,28 @@ from smolagents import CodeAgent, Model, MultiStepAgent, ToolCallingAgent
 from smolagents.models import MODEL_REGISTRY
 
 from server import code_writing_agent
+from server.agent_settings import SUFFIXES, AgentSettings, factory_with, read_agent_settings
 from server.setting_values import BadSetting
 from server.settings_table import DEFAULT_AGENT
 from streaming.agent_context import AgentContext, AgentFactory, call_factory, family_of
+from streaming.mcp_server import McpServer
 
 AGENT_CLASSES = {agent.__name__: agent for agent in (CodeAgent, ToolCallingAgent)}
 PLACEHOLDER = "smolgate.ModelOfTheRun"
 
 
 class Agents(dict[str, AgentFactory]):
-    """Ids and their factories. `code_imports`: what their code may import beyond smolagents' own."""
+    """Ids and their factories. `code_imports`: what their code may import beyond smolagents' own;
+    `mcp_servers`: of each agent that has some, by their names.
+    """
 
     code_imports: frozenset[str] = frozenset()
+
+    def __init__(
+        self, factories: Mapping[str, AgentFactory] | None = None, **more: AgentFactory
+    ) -> None:
+        super().__init__(factories or {}, **more)
+        self.mcp_servers: dict[str, Mapping[str, McpServer]] = {}
 
 
 def load_agents(agents: Mapping[str, str], *, embedded: bool) -> Agents:
@@ -34,7 +45,11 @@ def load_agents(agents: Mapping[str, str], *, embedded: bool) -> Agents:
     factories = Agents({DEFAULT_AGENT: code_writing_agent.create_agent})
     for name, source in agents.items():
         try:
-            factory = _factory_of(source)
+            if (settings := _settings_of(source)) is not None:
+                factory = factory_with(settings, _factory_of)
+                factories.mcp_servers[name] = settings.mcp_servers
+            else:
+                factory = _factory_of(source)
             factories.code_imports |= _check(factory, _check_context(embedded))
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -55,6 +70,13 @@ def _check(factory: AgentFactory, context: AgentContext) -> frozenset[str]:
         raise TypeError("it returned the same agent twice, and every run needs its own")
     imports = (getattr(agent, "additional_authorized_imports", ()) for agent in family_of(first))
     return frozenset(name.removesuffix(".*") for names in imports for name in names if name != "*")
+
+
+def _settings_of(source: str) -> AgentSettings | None:
+    path = Path(source)
+    if path.suffix not in SUFFIXES:
+        return None
+    return read_agent_settings(path, os.environ)
 
 
 def _factory_of(source: str) -> AgentFactory:

@@ -1,8 +1,8 @@
 """One line per request, under its id.
 
 In: every request. Out: an `x-request-id` on every response (the caller's own, where it is harmless)
-and, when the response is over, it is counted and has one log line with method, path, status, seconds,
-outcome and ids. Never a prompt, a header or a key.
+and, when the response is over, it is counted and has one log line with the caller's address, method,
+path, status, seconds, outcome and ids. Never a prompt, a header or a key.
 """
 
 import asyncio
@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from server.access_line import ACCESS_LINES, RequestEnd, plain
+from server.client_address import client_address
 from server.keys import API_KEY, OUTCOME, REQUEST_COUNTS, REQUEST_ID, RUN_ID, SETTINGS
-from server.outcomes import CLIENT_GONE, outcome_of
+from server.outcomes import CLIENT_GONE, JOINED, outcome_of
 from server.sse_writer import ClientStalled
 
 log = logging.getLogger("server.access")
@@ -32,6 +33,8 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
     given = request.headers.get("X-Request-Id", "")
     request_id = given if _HARMLESS_ID.fullmatch(given) else new_request_id()
     request[REQUEST_ID] = request_id
+    # Now, while the connection is there for certain.
+    address = client_address(request) if log.isEnabledFor(logging.INFO) else ""
     began = time.monotonic()
     status = CLIENT_GONE
     try:
@@ -48,11 +51,13 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
         seconds = time.monotonic() - began
         path, code = request.rel_url.raw_path, request.get(OUTCOME)
         outcome = outcome_of(status, code)
-        request.app[REQUEST_COUNTS].note(path, status, outcome, seconds)
+        if code != JOINED:  # else it is counted where the run is
+            request.app[REQUEST_COUNTS].note(path, status, outcome, seconds)
         if log.isEnabledFor(logging.INFO):
             ids = request_id, request.get(RUN_ID), request.get(API_KEY)
+            taken = round(seconds, 6)
             end = RequestEnd(
-                request.method, plain(path), status, round(seconds, 6), outcome, *ids, code
+                address, request.method, plain(path), status, taken, outcome, *ids, code
             )
             log.info("%s", ACCESS_LINES[request.app[SETTINGS].log_format](end))
 

@@ -4,46 +4,61 @@ A run's id is the id of its chat completion, the first of them where it paused. 
 key; one that has ended can be asked for a while longer.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
 
 from server.finished_runs import run_object
-from server.keys import API_KEY, FINISHED_RUNS, SUPERVISOR
+from server.keys import API_KEY, FINISHED_RUNS, SUPERVISOR, WORKER_LINK
 from server.run_ids import run_id_of
+from server.worker_wire import Inquiry
 from streaming.failures import RunNotFound, RunStopped
-from streaming.run import Run
 
 
 async def list_runs(request: web.Request) -> web.Response:
-    runs = [run for run in request.app[SUPERVISOR].runs.values() if _is_callers(request, run)]
-    return _json({"object": "list", "data": [run_object(run) for run in runs]})
+    """The caller's runs, those of other workers too."""
+    inquiry = Inquiry(0, "list", request.get(API_KEY, ""))
+    found = runs_found(request.app, inquiry) + await _elsewhere(request, inquiry)
+    return _json({"object": "list", "data": [msgspec.Raw(run) for run in found]})
 
 
 async def get_run(request: web.Request) -> web.Response:
     """One run, also after its end. Raises RunNotFound."""
-    ended = request.app[FINISHED_RUNS].find(request.match_info["id"], request.get(API_KEY, ""))
-    return _json(ended if ended is not None else run_object(_run_of(request)))
+    return _json(msgspec.Raw(await _find(request, "get")))
 
 
 async def cancel_run(request: web.Request) -> web.Response:
     """Stop a run; its readers get an error event. Raises RunNotFound."""
-    run = _run_of(request)
-    request.app[SUPERVISOR].stop(run, RunStopped("The run was cancelled.", code="cancelled"))
-    return _json(run_object(run))
+    return _json(msgspec.Raw(await _find(request, "cancel")))
 
 
-def _run_of(request: web.Request) -> Run:
-    run = request.app[SUPERVISOR].runs.get(run_id_of(request.match_info["id"]))
-    if run is None or not _is_callers(request, run):
+def runs_found(app: web.Application, inquiry: Inquiry) -> list[bytes]:
+    """What is asked for, of the runs of this worker, as JSON; those to be cancelled are."""
+    found = [run for run in app[SUPERVISOR].runs.values() if run.key == inquiry.key]
+    if inquiry.wish != "list":
+        found = [run for run in found if run.id == inquiry.id]
+    if inquiry.wish == "cancel":
+        for run in found:
+            app[SUPERVISOR].stop(run, RunStopped("The run was cancelled.", code="cancelled"))
+    objects = [run_object(run) for run in found]
+    if inquiry.wish == "get" and (ended := app[FINISHED_RUNS].find(inquiry.id, inquiry.key)):
+        objects = [ended]
+    return [msgspec.json.encode(each) for each in objects]
+
+
+async def _find(request: web.Request, wish: Literal["get", "cancel"]) -> bytes:
+    inquiry = Inquiry(0, wish, request.get(API_KEY, ""), run_id_of(request.match_info["id"]))
+    found = runs_found(request.app, inquiry) or await _elsewhere(request, inquiry)
+    if not found:
         raise RunNotFound("There is no such run, or it has ended.", param="id")
-    return run
+    return found[0]
 
 
-def _is_callers(request: web.Request, run: Run) -> bool:
-    caller: str = request.get(API_KEY, "")
-    return run.key == caller
+async def _elsewhere(request: web.Request, inquiry: Inquiry) -> list[bytes]:
+    """What other workers find."""
+    link = request.app.get(WORKER_LINK)
+    return await link.found_elsewhere(inquiry) if link is not None else []
 
 
 def _json(value: Any) -> web.Response:

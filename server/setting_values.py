@@ -7,10 +7,14 @@ name, the value (secrets apart) and what is allowed.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from server.upstream_settings import BadEntry
+
+# What a caller's address may lie in; "unix" is the unix socket's other end.
+Network = IPv4Network | IPv6Network | Literal["unix"]
 
 
 class BadSetting(ValueError):
@@ -119,6 +123,11 @@ def secret_file(text: str) -> str:
     if not re.fullmatch(r"[!-~]+", secret):
         raise BadEntry(f" is {text!r}; allowed is a file of one line, printable ASCII")
     return secret
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return tuple("unix" if name == "unix" else ip_network(name) for name in names)
 
 
 def agents(text: str) -> dict[str, str]:

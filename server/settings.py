@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from sanitize.think import Mode
 from server.api_keys import hashed, load_keys
-from server.setting_values import BadSetting
+from server.setting_values import BadSetting, Network
 from server.settings_table import DEFAULT_AGENT, DEFAULT_MODEL, EMBEDDED_MODEL, SETTINGS
 from server.upstream_settings import (
     DEFAULT_NAME,
@@ -38,6 +38,8 @@ class Settings:
     port: int
     host: str
     unix_socket: str | None
+    workers: int
+    trusted_proxies: tuple[Network, ...]
     log_level: str
     agents: Mapping[str, str]
     unknown_model: str
@@ -75,6 +77,7 @@ class Settings:
     jail_memory_bytes: int
     on_disconnect: float
     drain_seconds: float
+    reload_seconds: float
     max_body_bytes: int
     api_keys: tuple[str, ...] = field(repr=False)  # their hashes
     api_keys_file: str | None

@@ -24,6 +24,7 @@ from streaming.upstream_group import GroupMember, RetryLimits, UpstreamGroup
 
 if TYPE_CHECKING:  # loaded only where the embedded model is used
     from server.embedded import EmbeddedUpstream
+    from server.worker_link import LinkedEmbedded
 
 # A request that comes while the embedded model is still being loaded waits for it.
 EMBEDDED_WAIT_SECONDS = 30.0
@@ -152,7 +153,7 @@ def _exact_ids(known: Sequence[_Known]) -> list[str]:
 
 @asynccontextmanager
 async def open_upstreams(
-    settings: Settings, embedded: "EmbeddedUpstream | None"
+    settings: Settings, embedded: "EmbeddedUpstream | LinkedEmbedded | None"
 ) -> AsyncIterator[Upstreams]:
     """All that the settings name; `embedded` stands for one without a base."""
     shortest = min(
@@ -172,7 +173,7 @@ async def _open(
     stack: AsyncExitStack,
     settings: Settings,
     options: UpstreamOptions,
-    embedded: "EmbeddedUpstream | None",
+    embedded: "EmbeddedUpstream | LinkedEmbedded | None",
 ) -> _Known:
     def target() -> Target:
         if options.base is not None:

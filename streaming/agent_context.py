@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from smolagents import CodeAgent, LocalPythonExecutor, LogLevel, MultiStepAgent
+from smolagents import CodeAgent, LocalPythonExecutor, LogLevel, MultiStepAgent, Tool
 
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
@@ -38,7 +38,7 @@ class MakeInterpreter(Protocol):
 class AgentContext:
     """Passed to every factory. `make_model(shape=…, **options)` makes a model with call options.
 
-    `user` and `metadata` are the request's.
+    `user` and `metadata` are the request's; `tools` are those of the MCP servers in the agent's settings.
     """
 
     run_id: str
@@ -47,6 +47,7 @@ class AgentContext:
     user: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    tools: Sequence[Tool] = ()
 
     @property
     def model(self) -> LoopModel:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from smolagents import AgentGenerationError, CodeAgent, MultiStepAgent
+from smolagents import AgentGenerationError, CodeAgent, MultiStepAgent, Tool
 
 from streaming.agent_context import (
     AgentContext,
@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 class RunMeans:
     """What every run of a worker shares: the factories and how to make models and interpreters.
 
-    `ask_client(run_id, call, together=…, stop=…)` waits in the run's thread for what a client's tool gives;
-    without it no run has such tools.
+    `tools_of` makes the tools that an agent's settings give it, for one run. `ask_client(run_id, call, together=…,
+    stop=…)` waits in the run's thread for what a client's tool gives; without it no run has such tools.
     """
 
     agents: dict[str, AgentFactory]
@@ -57,6 +57,7 @@ class RunMeans:
     make_interpreter: MakeInterpreter
     think: ThinkOptions
     embedded: bool
+    tools_of: Callable[[str, StopSignal], Sequence[Tool]] = lambda agent, stop: ()
     ask_client: Callable[..., str] | None = None
 
 
@@ -93,6 +94,7 @@ class _Drive:
             run_id=self._spec.run_id,
             make_model=self._make_model,
             embedded=self._means.embedded,
+            tools=self._means.tools_of(self._spec.agent, self._stop),
             user=self._spec.user,
             metadata=self._spec.metadata,
         )

@@ -41,9 +41,9 @@ class Run:
     """Create it on the event loop. `outcome` is "ok", or the code of what ended it, once somebody has
     read that; `ending` is the same as soon as it is so.
 
-    `readers` counts the clients that want its events; the supervisor keeps it, `has_slot` and
-    `deadline`. `code_tags` and `leg_begin` are where the leg that is read now begins. `end_untold`: should
-    it fail, its client can be told so by a broken connection only.
+    `readers` counts the clients that want its events; the supervisor keeps it and `deadline`. `code_tags`
+    and `leg_begin` are where the leg that is read now begins. `end_untold`: should it fail, its client can be
+    told so by a broken connection only.
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class Run:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.readers = 0
-        self.has_slot = False
         self.deadline: Deadline | None = None
         self.code_tags: tuple[str, str] | None = None
         self.leg_begin = 0

@@ -1,25 +1,31 @@
 """Every run admitted, timed, stopped and counted.
 
 In: a `RunSpec`. Out: a `Run` whose events end with exactly one terminal event, whatever becomes of the
-worker. A run waits for a slot in the order of arrival, within limits; a slot is free again only when
-the work has really stopped.
+worker. A run waits for a place (admission.py); it is free again only when the work has really stopped.
 
 The ladder, entered by a client that left, a deadline, a drain, or somebody's wish:
   at once   the stop signal is set (the model call is cancelled, the jail is killed) and the run's
             readers get their terminal event;
   after the grace   the runner is told to use force;
-  after that        the run is stuck: it is counted, and its slot stays taken.
+  after that        the run is stuck: it is counted, and its place stays taken.
 """
 
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from streaming.admission import (
+    REASONS,
+    RETRY_AFTER_SECONDS,
+    Admission,
+    OwnAdmission,
+    Place,
+    PlaceLedger,
+)
 from streaming.agent_run import failure_of
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
@@ -40,7 +46,6 @@ log = logging.getLogger(__name__)
 
 # How long a stopped run may take to notice before force is used.
 GRACE_SECONDS = 2.0
-RETRY_AFTER_SECONDS = 5.0
 
 FINISH = float("inf")
 
@@ -71,13 +76,17 @@ class Limits:
 
 
 class Supervisor:
-    """One per server, on its event loop. `on_end` is called with every run that has ended."""
+    """One per process, on its event loop. `on_end` is called with every run that has ended.
+
+    `admission`: by default the limits are this process's own.
+    """
 
     def __init__(
         self,
         runner: Runner,
         limits: Limits,
         *,
+        admission: Admission | None = None,
         counts: RunCounts | None = None,
         on_end: Callable[[Run], None] = lambda run: None,
         now: Callable[[], float] = time.time,
@@ -85,23 +94,25 @@ class Supervisor:
         self._runner = runner
         self._now = now
         self.limits = limits
+        self._admission = admission or OwnAdmission(
+            PlaceLedger(limits.max_running, limits.max_queued)
+        )
         self.counts = counts or RunCounts()
         self._on_end = on_end
         self.runs: dict[str, Run] = {}
+        self._places: dict[str, Place] = {}
         self.stuck = 0
         self.draining = False
-        self._running = 0
-        self._waiting: deque[tuple[Run, asyncio.Future[None]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> int:
-        """Runs that hold a slot, those being stopped included."""
-        return self._running
+        """Runs that hold a place, those being stopped included."""
+        return self._admission.running
 
     @property
     def queued(self) -> int:
-        return len(self._waiting)
+        return self._admission.queued
 
     def why_not_ready(self) -> str | None:
         """Why no work can be taken, in a few words, or None."""
@@ -109,7 +120,7 @@ class Supervisor:
             return "draining"
         if self.stuck >= min(self.limits.max_stuck, self.limits.max_running):
             return f"{self.stuck} runs do not stop"
-        if self.queued >= self.limits.max_queued and self._running >= self.limits.max_running:
+        if self.queued >= self.limits.max_queued and self.running >= self.limits.max_running:
             return "the queue is full"
         return None
 
@@ -132,51 +143,50 @@ class Supervisor:
                 self._leave(run, leave_seconds)
 
     def pause(self, run: Run) -> bool:
-        """The run waits for its client: it gives back its slot and its time stands still.
+        """The run waits for its client: others may have its place and its time stands still.
 
         False where too many do already.
         """
-        if sum(other.state == "paused" for other in self.runs.values()) >= self.limits.max_paused:
+        if self._admission.paused >= self.limits.max_paused:
             return False
         if run.state == "running":
             run.state = "paused"
         if run.deadline is not None:
             run.deadline.pause()
-        self._give_back_slot(run)
+        self._places[run.id].pause()
         return True
 
     async def resume(self, run: Run) -> None:
-        """Wait for a slot, before those that have not begun."""
+        """Wait for a place, before those that have not begun."""
         if run.state == "paused":
             run.state = "running"
         if run.deadline is not None:
             run.deadline.resume()
-        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = run, slot
-        self._waiting.appendleft(entry)
-        self._fill_slots()
+        place = self._places[run.id]
+        place.resume()
         try:
-            await slot
+            await place.granted
         finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+            if place.granted.cancelled():  # the run is being stopped, and wants it no more
+                place.pause()
 
     def submit(self, spec: RunSpec, *, key: str = "", max_of_key: int | None = None) -> Run:
         """Admit a run, which then goes on by itself. Raises Busy, Draining.
 
         `max_of_key`: how many runs its key may have, in place of the limit for all.
         """
+        most = self.limits.max_per_key if max_of_key is None else max_of_key
         try:
-            self._refuse_if_full(key, self.limits.max_per_key if max_of_key is None else max_of_key)
+            if self.draining:
+                raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
+            place = self._admission.ask(spec.run_id, key, most)
         except SmolgateError as error:
             self.counts.refused[error.code or ""] += 1
             raise
         run = Run(spec, key=key, counts=self.counts, created=self._now())
+        self._places[run.id] = place
         self.runs[run.id] = run
-        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((run, slot))
-        self._fill_slots()
-        self._spawn(self._conduct(run, slot))
+        self._spawn(self._conduct(run, place))
         return run
 
     def stop(self, run: Run, error: SmolgateError) -> None:
@@ -193,7 +203,7 @@ class Supervisor:
     async def drain(self, seconds: float) -> None:
         """Admit nothing more, let runs finish for a while, then stop them, and wait for that."""
         self.draining = True
-        for run in [run for run, _ in self._waiting if run.started is None]:
+        for run in [run for run in self.runs.values() if run.state == "queued"]:
             self.stop(run, Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
@@ -202,58 +212,44 @@ class Supervisor:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_SECONDS + 1)
 
-    def _refuse_if_full(self, key: str, most: int) -> None:
-        if self.draining:
-            raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
-        if self._running >= self.limits.max_running and self.queued >= self.limits.max_queued:
-            raise Busy(
-                "Too many runs are waiting already: try again later.",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-        if most and sum(run.key == key for run in self.runs.values()) >= most:
-            raise Busy(
-                "Too many runs of this API key: try again when one has ended.",
-                code="key_limit",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-
-    async def _conduct(self, run: Run, slot: asyncio.Future[None]) -> None:
+    async def _conduct(self, run: Run, place: Place) -> None:
         """One run from the queue to its end."""
         try:
-            if await self._has_slot(run, slot):
-                try:
-                    await self._work(run)
-                finally:
-                    self._give_back_slot(run)
+            if await self._has_place(run, place.granted):
+                await self._work(run)
         except Exception:
             log.exception("run %s failed", run.id)
         finally:
+            place.give_back()
             run.channel.finish(failure_of(AgentFailed("The agent's worker was lost.")))
             run.state = "done"
             run.ended = time.time()
-            self.counts.ended[run.spec.agent, run.ending or "lost"] += 1
+            if run.ending in REASONS:  # not by `submit` at once, but later by a parent
+                self.counts.refused[run.ending] += 1
+            else:
+                self.counts.ended[run.spec.agent, run.ending or "lost"] += 1
             if run.started is not None:
                 self.counts.run_seconds.observe(run.ended - run.started)
-            del self.runs[run.id]
+            del self.runs[run.id], self._places[run.id]
             self._on_end(run)
 
-    async def _has_slot(self, run: Run, slot: asyncio.Future[None]) -> bool:
-        """Wait for a slot. False where the run was refused or stopped while it waited."""
-        with run.stop_signal.watched_by(slot.cancel):
-            await asyncio.wait([slot], timeout=self.limits.queue_seconds)
-        if slot.done() and not slot.cancelled():
-            return True
-        slot.cancel()
-        self._waiting = deque(entry for entry in self._waiting if entry[0] is not run)
-        run.channel.finish(
-            failure_of(
-                Busy(
-                    "No run could be started in time: try again later.",
-                    code="queue_timeout",
-                    retry_after=RETRY_AFTER_SECONDS,
-                )
-            )
+    async def _has_place(self, run: Run, granted: asyncio.Future[None]) -> bool:
+        """Wait for a place. False where the run was refused or stopped while it waited."""
+        refusal = Busy(
+            "No run could be started in time: try again later.",
+            code="queue_timeout",
+            retry_after=RETRY_AFTER_SECONDS,
         )
+        try:
+            with run.stop_signal.watched_by(granted.cancel):
+                await asyncio.wait([granted], timeout=self.limits.queue_seconds)
+            if granted.done() and not granted.cancelled():
+                granted.result()
+                return True
+        except Busy as error:
+            refusal = error
+        granted.cancel()
+        run.channel.finish(failure_of(refusal))
         return False
 
     async def _work(self, run: Run) -> None:
@@ -288,7 +284,7 @@ class Supervisor:
         await asyncio.wait([work.done], timeout=GRACE_SECONDS)
         if work.done.done():
             return
-        log.error("run %s does not stop: its slot stays taken", run.id)
+        log.error("run %s does not stop: its place stays taken", run.id)
         self.stuck += 1
         try:
             await asyncio.wait([work.done])
@@ -310,20 +306,6 @@ class Supervisor:
         except TimeoutError:
             if run.readers == 0:
                 self._leave(run, 0)
-
-    def _fill_slots(self) -> None:
-        while self._waiting and self._running < self.limits.max_running:
-            run, slot = self._waiting.popleft()
-            if not slot.done() and not run.stop_signal.is_set:
-                slot.set_result(None)
-                run.has_slot = True
-                self._running += 1
-
-    def _give_back_slot(self, run: Run) -> None:
-        if run.has_slot:
-            run.has_slot = False
-            self._running -= 1
-            self._fill_slots()
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -4,9 +4,9 @@ In: calls, from runs' threads by way of the event loop; results, from clients' r
 client a `Paused` event that names the calls, for the thread the result. All on the event loop.
 
  1. A run pauses for one set of calls at a time: one call of code, or all that an agent makes at once.
- 2. A paused run has no slot and spends none of its time; at most `max_paused` may be paused.
+ 2. A paused run has no place and spends none of its time; at most `max_paused` may be paused.
  3. All results of a set come in one request, of the same API key, within `wait_seconds`; else the run ends.
- 4. With the results the run waits for a slot, before all runs that have not begun.
+ 4. With the results the run waits for a place, before all runs that have not begun.
 """
 
 import asyncio
@@ -100,6 +100,12 @@ class ToolDesk:
                 line.full.clear()
                 await self._pause(run, told)
         return await asked.result
+
+    def knows(self, key: str, tool_call_id: str) -> bool:
+        """A run of this key has made the call, and waits for it or did so lately."""
+        if (pause := self._out.get(tool_call_id)) is not None:
+            return pause.run.key == key
+        return tool_call_id in self._past and self._past[tool_call_id][0] == key
 
     def answer(self, key: str, results: Sequence[ToolResult]) -> Run:
         """Let the run go on that waits for these results, and return it.

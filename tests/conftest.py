@@ -233,6 +233,7 @@ async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
             served.update(agents or {})
             if isinstance(agents, Agents):
                 served.code_imports = agents.code_imports
+                served.mcp_servers = agents.mcp_servers
             app = create_app(make_settings(**settings), served)
             base = await stack.enter_async_context(listening(app))
             session = await stack.enter_async_context(aiohttp.ClientSession())
@@ -244,3 +245,8 @@ async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
 @pytest.fixture(scope="session")
 def readme() -> str:
     return (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked `last` waits for something begun earlier, which the other tests outlast."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)

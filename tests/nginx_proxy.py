@@ -1,17 +1,16 @@
 """A real nginx in front of a server, with little patience."""
 
 import os
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from bench.relay_servers import Unavailable, free_port, nginx_path
+from bench.debian_packages import Unavailable, nginx_path
+from bench.relay_servers import await_port, free_port
 
 _CONFIG = """
 daemon off;
@@ -53,7 +52,7 @@ def nginx_before(upstream: str, *, read_timeout: str, more: str = "") -> Iterato
         command = [binary, "-p", folder, "-c", str(config), "-e", f"{folder}/error.log"]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             try:
-                _await_port(port)
+                await_port(port)
                 yield f"http://127.0.0.1:{port}"
             finally:
                 process.kill()
@@ -66,16 +65,3 @@ def _nginx() -> str:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(error))
-
-
-def _await_port(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return

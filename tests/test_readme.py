@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from server.settings_table import SETTINGS
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def settings_table() -> str:
@@ -33,6 +36,21 @@ def test_ci_runs_nothing_that_the_readme_does_not_name(readme: str) -> None:
     assert commands == ["check test"]
 
 
-def test_relative_links_lead_somewhere(readme: str) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", readme):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+        led = page.parent / target if target else page
+        assert led.exists(), target
+        if anchor:
+            assert anchor in anchors_of(led), f"{target}#{anchor}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_can_be_reached_from_the_readme(readme: str) -> None:
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        assert f"docs/{page.name}" in readme, page.name

@@ -469,9 +469,9 @@ async def test_a_run_that_goes_on_waits_for_a_slot_before_those_that_have_not_be
     await until(lambda: supervisor.queued == 1)
     resumed = asyncio.ensure_future(gateway.post(ASK | {"messages": messages}))
     await until(lambda: supervisor.queued == 2)
-    assert [run.state for run, _ in supervisor._waiting] == ["running", "queued"]
     gate.set()
     assert [reply[0] for reply in await asyncio.gather(running, queued, resumed)] == [200] * 3
+    assert ["warm" in json.dumps(body) for body in upstream.bodies()[2:]] == [True, False]
     await until(lambda: not supervisor.runs)
     assert supervisor.running == supervisor.queued == 0
 

@@ -3,11 +3,11 @@
 import asyncio
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FakeUpstream, Gateway, MakeGateway, Script, scripted, text_of, until
+from server_process import children, zygotes_of
 from smolagents import CodeAgent, tool
 
 from server.keys import JAIL_POOL, SUPERVISOR
@@ -123,13 +123,6 @@ async def begun(gateway: Gateway) -> None:
                 return
 
 
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
-    return found
-
-
 async def test_a_jail_that_is_killed_from_outside_is_told_and_the_run_goes_on(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -137,7 +130,7 @@ async def test_a_jail_that_is_killed_from_outside_is_told_and_the_run_goes_on(
     gateway = await make_gateway(jail="required")
     asking = asyncio.ensure_future(gateway.stream(ASK))
     await begun(gateway)
-    (zygote,) = children(os.getpid())
+    (zygote,) = zygotes_of(os.getpid())
     for jail in children(zygote):
         os.kill(jail, signal.SIGKILL)
     events = await asking
@@ -152,7 +145,7 @@ async def test_when_the_zygote_dies_its_runs_are_told_and_new_ones_work(
     gateway = await make_gateway(jail="required")
     asking = asyncio.ensure_future(gateway.stream(ASK))
     await begun(gateway)
-    (zygote,) = children(os.getpid())
+    (zygote,) = zygotes_of(os.getpid())
     os.kill(zygote, signal.SIGKILL)
     assert text_of(await asking, "content") == "went on"
     assert gateway.app[JAIL_POOL].stats.zygote_restarts == 1

@@ -67,6 +67,7 @@ async def test_an_agent_s_request_has_one_line_with_all_its_ids(
     assert line == {
         "level": "INFO",
         "logger": "server.access",
+        "address": "127.0.0.1",
         "method": "POST",
         "path": "/v1/chat/completions",
         "status": 200,
@@ -224,14 +225,18 @@ def test_secrets_are_hidden_wherever_they_come_up(make: type[LineFormatter]) -> 
 
 def test_a_path_is_printable_ascii_in_both_formats() -> None:
     path = plain('/a"\u2028\udcff\x7f')
-    end = RequestEnd("GET", path, 200, 0.5, "ok", "req-1")
-    assert access_text(end) == 'GET /a"\\u2028\\udcff\\u007f 200 0.500s ok req-1'
+    end = RequestEnd("::1", "GET", path, 200, 0.5, "ok", "req-1")
+    assert access_text(end) == '::1 GET /a"\\u2028\\udcff\\u007f 200 0.500s ok req-1'
     assert json.loads("{" + access_json(end) + "}")["path"] == path
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_the_server_logs_in_the_format_asked_for_and_nothing_is_forged(log_format: str) -> None:
-    environment = {"LOG_FORMAT": log_format, "HF_TOKEN": "hf_upstream-token", "LOG_LEVEL": "DEBUG"}
+    environment: dict[str, Any] = {
+        "LOG_FORMAT": log_format,
+        "HF_TOKEN": "hf_upstream-token",
+        "LOG_LEVEL": "DEBUG",
+    }
     with server_process(API_KEYS="sk-caller-key", **environment) as server:
         host, port = server.base.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as raw:

@@ -12,43 +12,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
+from server_process import ROOT, alive, descendants, environment, server_process
 
-ROOT = Path(__file__).parent.parent
 AGENT = "code-writing-agent"
 EMBEDDED = "SmolLM2-135M-Instruct"
 
 
-def environment(**values: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return kept | {"PYTHONPATH": str(ROOT)} | values
-
-
 @contextmanager
-def started(*flags: str, **values: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(*flags: str, **values: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process and the base URL that it says it listens on."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "server", "--port", "0", *flags],
-        env=environment(**values),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if found := re.search(r"listening on (http\S+)", line):
-                    yield process, found[1]
-                    break
-            else:
-                pytest.fail(f"the server ended with {process.wait()}")
-        finally:
-            process.kill()
+    values = {"UPSTREAM_OPENAI_BASE": "", "JAIL": ""} | values
+    with server_process(*flags, **values) as server:
+        yield server.process, f"{server.base}/v1"
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +141,6 @@ def test_the_embedded_models_process_ends_with_the_server() -> None:
         while any(alive(int(pid)) for pid in pids):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    with suppress(OSError):
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    return False
 
 
 @pytest.mark.parametrize(
@@ -316,8 +292,3 @@ def test_no_process_outlives_a_killed_server() -> None:
         while any(map(alive, pids)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-
-
-def descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [*map(int, children), *(pid for child in children for pid in descendants(int(child)))]

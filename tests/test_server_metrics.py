@@ -171,7 +171,8 @@ async def test_jails_that_die_under_code_are_counted(
     def script(messages: list[dict[str, Any]]) -> str:
         if "was killed" in json.dumps(messages):
             return "<code>\nfinal_answer('done')\n</code>"
-        return "<code>\nwhile True: pass\n</code>"
+        # smolagents ends a loop after a million rounds: these must not be done before the step's time is.
+        return "<code>\nwhile True: sum(range(100_000))\n</code>"
 
     upstream.handler = scripted(script)
     gateway = await make_gateway(jail="auto", step_seconds=3)
@@ -246,7 +247,7 @@ async def test_the_texts_of_two_workers_merge_into_their_sum(make_gateway: MakeG
     samples = parsed(merged(texts).decode())
     labels = {"route": "/chat/completions", "status": "200", "outcome": "ok"}
     assert value(samples, "smolgate_requests_total", **labels) == 3
-    assert value(samples, "smolgate_runs_most") == 64
+    assert value(samples, "smolgate_runs_most") == 32
     assert value(samples, "smolgate_step_seconds_count") == 3
     assert value(samples, "smolgate_step_seconds_bucket", le="+Inf") == 3
     first = parsed(texts[0].decode())

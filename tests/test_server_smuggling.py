@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from server_process import ServerProcess, server_process
 
-from bench.relay_servers import Unavailable, free_port, nginx_path
+from bench.debian_packages import Unavailable, nginx_path
+from bench.relay_servers import free_port
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: front\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: front\r\n\r\n"
@@ -164,7 +165,7 @@ def handled(server: ServerProcess, front: tuple[str, int], since: int) -> list[s
     return [
         found[1]
         for line in server.lines[since:]
-        if (found := re.search(r"INFO [A-Z]+ (/\S*) \d", line))
+        if (found := re.search(r"INFO \S+ [A-Z]+ (/\S*) \d", line))
     ]
 
 

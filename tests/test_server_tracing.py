@@ -64,7 +64,7 @@ def script(messages: list[dict[str, Any]]) -> str:
     return "<code>\nfinal_answer(lookup('argument-of-the-tool'))\n</code>"
 
 
-async def run_traced(upstream: FakeUpstream, endpoint: str, **environment: str) -> list[str]:
+async def run_traced(upstream: FakeUpstream, endpoint: str, **environment: Any) -> list[str]:
     """One agent's run and one relayed request; returns the server's log once all is sent."""
     upstream.handler = scripted(script)
 

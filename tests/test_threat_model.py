@@ -116,7 +116,7 @@ def test_secrets_are_in_no_reply_log_metric_or_process_list(tmp_path: Path) -> N
         "def make_agent(context):\n"
         "    return CodeAgent(tools=[], model=Leaky())\n"
     )
-    environment = {
+    environment: dict[str, Any] = {
         "UPSTREAM_OPENAI_BASE": f"http://{host}:1/v1",
         "AGENT_MODEL": "up/model",
         "AGENTS": "leaky=leaky_agents:make_agent",
