@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from server.keys import EMBEDDED, SUPERVISOR, UPSTREAM, UPSTREAMS
+from server.keys import EMBEDDED, RUNNER, SUPERVISOR, UPSTREAM, UPSTREAMS
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -14,6 +14,7 @@ async def readyz(request: web.Request) -> web.Response:
     app = request.app
     reasons = {
         "runs": app[SUPERVISOR].why_not_ready(),
+        "runner": app[RUNNER].why_not_ready(),
         "upstream": app[UPSTREAM].why_not_ready(),
     }
     if (embedded := app.get(EMBEDDED)) is not None:

@@ -10,7 +10,7 @@ from server.settings import Settings
 from server.upstreams import Upstreams
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
-from streaming.supervisor import Supervisor
+from streaming.supervisor import Runner, Supervisor
 from streaming.upstream_group import UpstreamGroup
 
 if TYPE_CHECKING:  # loaded only where the embedded model is used
@@ -21,6 +21,7 @@ SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 UPSTREAM: web.AppKey[UpstreamGroup] = web.AppKey("upstream", UpstreamGroup)
 UPSTREAMS: web.AppKey[Upstreams] = web.AppKey("upstreams", Upstreams)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
+RUNNER: web.AppKey[Runner] = web.AppKey("runner", Runner)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
 

@@ -6,9 +6,8 @@ under their keys, opened in this order and closed in reverse.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -20,21 +19,19 @@ from server.keys import (
     EMBEDDED,
     JAIL_POOL,
     REPLAYS,
+    RUNNER,
     SETTINGS,
     SUPERVISOR,
     UPSTREAM,
     UPSTREAMS,
 )
+from server.runner_choice import open_runner
 from server.upstreams import open_upstreams
-from streaming.agent_context import MakeInterpreter
 from streaming.agent_run import RunMeans
-from streaming.cancellation import StopSignal
 from streaming.interpreters.confinement import JailLimits
-from streaming.interpreters.inline import InlineInterpreter
-from streaming.interpreters.jail import JailInterpreter
+from streaming.interpreters.interpreter_choice import interpreter_maker
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
 from streaming.loop_model import LoopModel, ThinkOptions
-from streaming.runners.thread import ThreadRunner
 from streaming.stdout import capture_installed
 from streaming.supervisor import Limits, Supervisor
 
@@ -109,22 +106,19 @@ async def _announce(app: web.Application, stack: AsyncExitStack, pool: JailPool)
 async def supervisor(app: web.Application) -> AsyncIterator[None]:
     """The supervisor and its runner; on the way out every run is stopped."""
     settings = app[SETTINGS]
-    runner = ThreadRunner(run_means(app), max_threads=settings.max_running)
-    app[SUPERVISOR] = Supervisor(
-        runner,
-        Limits(
-            max_running=settings.max_running,
-            max_queued=settings.max_queued,
-            max_per_key=settings.max_per_key,
-            queue_seconds=settings.queue_seconds,
-            run_seconds=settings.run_seconds,
-        ),
+    limits = Limits(
+        max_running=settings.max_running,
+        max_queued=settings.max_queued,
+        max_per_key=settings.max_per_key,
+        queue_seconds=settings.queue_seconds,
+        run_seconds=settings.run_seconds,
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
-    with capture_installed():
-        yield
-        await app[SUPERVISOR].drain(0)
-        runner.close()
+    async with open_runner(app, run_means(app)) as app[RUNNER]:
+        app[SUPERVISOR] = Supervisor(app[RUNNER], limits)
+        with capture_installed():
+            yield
+            await app[SUPERVISOR].drain(0)
 
 
 def run_means(app: web.Application) -> RunMeans:
@@ -138,46 +132,14 @@ def run_means(app: web.Application) -> RunMeans:
     def make_model(**options: Any) -> LoopModel:
         return LoopModel(app[UPSTREAM], loop=loop, think=think, **options)
 
-    pool = app.get(JAIL_POOL)
-    make_interpreter: MakeInterpreter = _make_inline
-    if pool is not None:
-        make_interpreter = partial(
-            _make_jail,
-            pool,
-            settings.step_seconds,
-            JailLimits(memory_bytes=settings.jail_memory_bytes),
-        )
     return RunMeans(
         agents=app[AGENTS],
         make_model=make_model,
-        make_interpreter=make_interpreter,
+        make_interpreter=interpreter_maker(
+            app.get(JAIL_POOL),
+            step_seconds=settings.step_seconds,
+            limits=JailLimits(memory_bytes=settings.jail_memory_bytes),
+        ),
         think=think,
         embedded=settings.embedded,
     )
-
-
-def _make_inline(
-    authorized_imports: Sequence[str], *, stop: StopSignal, **options: Any
-) -> InlineInterpreter:
-    return InlineInterpreter(authorized_imports, check_stop=stop.check, **options)
-
-
-def _make_jail(
-    pool: JailPool,
-    step_seconds: float,
-    limits: JailLimits,
-    authorized_imports: Sequence[str],
-    *,
-    stop: StopSignal,
-    **options: Any,
-) -> JailInterpreter:
-    interpreter = JailInterpreter(
-        pool,
-        authorized_imports=authorized_imports,
-        check_stop=stop.check,
-        step_seconds=step_seconds,
-        limits=limits,
-        **options,
-    )
-    stop.tell(interpreter.kill)
-    return interpreter

@@ -7,7 +7,9 @@ agent among them. Raises `BadSetting`, which says which entry cannot work and wh
 import importlib
 import inspect
 import json
+import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from server import code_writing_agent
 from server.setting_values import BadSetting
 from server.settings_table import DEFAULT_AGENT
 from streaming.agent_context import AgentContext, AgentFactory, call_factory, family_of
+
+log = logging.getLogger("server")
 
 AGENT_CLASSES = {agent.__name__: agent for agent in (CodeAgent, ToolCallingAgent)}
 PLACEHOLDER = "smolgate.ModelOfTheRun"
@@ -41,6 +45,22 @@ def load_agents(agents: Mapping[str, str], *, embedded: bool) -> Agents:
             raise BadSetting(f"AGENTS has {name}={source}, which cannot work: {said}") from error
         factories[name] = factory
     return factories
+
+
+def factories_of(agents: Mapping[str, str]) -> dict[str, AgentFactory]:
+    """The same factories for a worker, unchecked: one that cannot be loaded fails its own runs alone."""
+    factories: dict[str, AgentFactory] = {DEFAULT_AGENT: code_writing_agent.create_agent}
+    for name, source in agents.items():
+        try:
+            factories[name] = _factory_of(source)
+        except Exception as error:
+            log.exception("the agent %s=%s cannot be loaded", name, source)
+            factories[name] = partial(_fail, error)
+    return factories
+
+
+def _fail(error: Exception) -> MultiStepAgent:
+    raise error
 
 
 def _check(factory: AgentFactory, context: AgentContext) -> frozenset[str]:

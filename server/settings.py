@@ -63,6 +63,8 @@ class Settings:
     max_per_key: int
     idempotency_seconds: float
     runner: str
+    process_memory_bytes: int
+    process_cpu_seconds: int
     jail: str
     warm_jails: int
     jail_memory_bytes: int

@@ -150,7 +150,7 @@ class LoopModel(Model):  # type: ignore[misc]
         return message
 
     def _wait_for(self, body: dict[str, Any]) -> ChatMessage:
-        call = self._call(body)
+        call = self.call(body)
         try:
             # In a context of its own: pooled connections would keep the run's alive, and what is
             # written to stderr on the loop is not the run's output.
@@ -167,7 +167,8 @@ class LoopModel(Model):  # type: ignore[misc]
             self.failure = error
             raise
 
-    async def _call(self, body: dict[str, Any]) -> ChatMessage:
+    async def call(self, body: dict[str, Any]) -> ChatMessage:
+        """One model call, on the event loop. Raises SmolgateError leaves, RunCancelled."""
         reply = _Reply()
         scrubber = self._think.scrubber()
         began = time.monotonic()

@@ -189,6 +189,21 @@ def raw_reply(
 
 MakeGateway = Callable[..., Awaitable[Gateway]]
 
+RUNNERS = ("thread", "process")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is marked `every_runner` is a promise of each of them."""
+    if metafunc.definition.get_closest_marker("every_runner"):
+        metafunc.parametrize("runner", RUNNERS, indirect=True)
+
+
+@pytest.fixture
+def runner(request: pytest.FixtureRequest) -> str:
+    """Where the runs of `make_gateway` live."""
+    kind: str = getattr(request, "param", "thread")
+    return kind
+
 
 @pytest.fixture
 async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeUpstream]:
@@ -210,15 +225,17 @@ async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeUpstrea
 
 
 @pytest.fixture
-async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
+async def make_gateway(upstream: FakeUpstream, runner: str) -> AsyncIterator[MakeGateway]:
     """Makes gateways in front of the fake upstream; settings and agents as keywords."""
     async with AsyncExitStack() as stack:
 
         async def make(agents: dict[str, Any] | None = None, **settings: Any) -> Gateway:
             defaults = {"upstream_base": upstream.base, "model": "up/model", "jail": "off"}
-            settings = defaults | settings
-            served = load_agents({}, embedded=False)
-            served.update(agents or {})
+            # A source, as in AGENTS, is served by every runner; a factory by the thread runner alone.
+            sources = {name: made for name, made in (agents or {}).items() if isinstance(made, str)}
+            settings = defaults | {"runner": runner, "agents": sources} | settings
+            served = load_agents(sources, embedded=False)
+            served.update({n: made for n, made in (agents or {}).items() if n not in sources})
             if isinstance(agents, Agents):
                 served.code_imports = agents.code_imports
             app = create_app(make_settings(**settings), served)

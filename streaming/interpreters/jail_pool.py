@@ -98,7 +98,14 @@ class JailPool:
         self._closed = False
         # Of the event loop alone.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._zygote = ZygoteLink(settings, on_message=self._on_message, on_gone=self._on_gone)
+        self._zygote = ZygoteLink(
+            "streaming.interpreters.jail_zygote",
+            settings,
+            purpose="jails",
+            environment={},
+            on_message=self._on_message,
+            on_gone=self._on_gone,
+        )
         self._ready: asyncio.Future[None] | None = None
         self._report: ZygoteReady | None = None
         self._next_job = 0

@@ -1,0 +1,79 @@
+"""Where runs live: the runner that the settings ask for, opened and closed.
+
+In: the application, and what its runs share. Out: a runner. What a run away from this process gets to
+see of its environment is here, too: none of smolgate's own variables, and none that holds a secret.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from server.keys import CODE_IMPORTS, JAIL_POOL, SETTINGS
+from server.settings import Settings
+from server.settings_table import SETTINGS as TABLE
+from streaming.agent_run import RunMeans
+from streaming.interpreters.confinement import JailLimits
+from streaming.runners.process import ProcessRunner
+from streaming.runners.run_process import RunLimits
+from streaming.runners.run_wire import RunSetup
+from streaming.runners.run_zygote import RunZygoteSettings
+from streaming.runners.thread import ThreadRunner
+from streaming.supervisor import Runner
+
+LOADER = "server.registry:factories_of"
+
+
+@asynccontextmanager
+async def open_runner(app: web.Application, means: RunMeans) -> AsyncIterator[Runner]:
+    settings = app[SETTINGS]
+    if settings.runner == "process":
+        async with _process_runner(app, means) as runner:
+            yield runner
+    else:
+        threads = ThreadRunner(means, max_threads=settings.max_running)
+        try:
+            yield threads
+        finally:
+            threads.close()
+
+
+def _process_runner(app: web.Application, means: RunMeans) -> ProcessRunner:
+    settings = app[SETTINGS]
+    pool = app.get(JAIL_POOL)
+    limits = RunLimits(settings.process_memory_bytes, settings.process_cpu_seconds)
+    return ProcessRunner(
+        means,
+        _setup(app, means, jail="off" if pool is None else "server"),
+        RunZygoteSettings(LOADER, dict(settings.agents), limits),
+        environment=environment_of_runs(settings),
+        jails=pool,
+    )
+
+
+def _setup(app: web.Application, means: RunMeans, *, jail: str) -> RunSetup:
+    settings, imports = app[SETTINGS], app[CODE_IMPORTS]
+    return RunSetup(
+        model=settings.model,
+        embedded=means.embedded,
+        think_tags=means.think.tag_names,
+        think_starts_open=means.think.starts_open,
+        jail=jail,
+        jail_required=settings.jail == "required",
+        jail_limits=JailLimits(memory_bytes=settings.jail_memory_bytes),
+        step_seconds=settings.step_seconds,
+        code_imports=tuple(sorted(imports)),
+    )
+
+
+def environment_of_runs(settings: Settings) -> dict[str, str]:
+    """This process's environment without what smolgate reads of it, and without its secrets."""
+    own = {name for setting in TABLE for name in setting.names}
+    tokens = (settings.token, *(entry.token for entry in settings.upstreams))
+    secrets = [secret for secret in (*tokens, *settings.api_keys) if secret]
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in own and not any(secret in value for secret in secrets)
+    }

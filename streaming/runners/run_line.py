@@ -1,0 +1,187 @@
+"""The server's end of the line to a run that lives elsewhere.
+
+In: a connected socket, the run's spec, channel and stop signal, and who answers which question. Out:
+the run's events on its channel, in order and with back-pressure: while the channel is full, nothing
+more is read. A stop is passed on at once, and cancels what is being answered.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from streaming.cancellation import RunCancelled, StopSignal
+from streaming.channel import Channel
+from streaming.events import Event, Failure, Final
+from streaming.failures import AgentFailed
+from streaming.interpreters.jail_wire import FrameBuffer, WireBroken
+from streaming.run_spec import RunSpec
+from streaming.runners.run_wire import (
+    MOST_FRAME_BYTES,
+    Answered,
+    Asked,
+    Begin,
+    FromServer,
+    Happened,
+    RunSetup,
+    Stop,
+    decode_events,
+    decode_from_worker,
+    encode_frame,
+    refusal,
+)
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a run asks. An answer may bring `fds` along, which stay the answerer's to close."""
+
+    spec: RunSpec
+    channel: Channel
+    stop: StopSignal
+    value: Any
+    fds: list[int] = field(default_factory=list)
+
+
+Answerer = Callable[[Question], Awaitable[Any]]
+
+
+class RunLine:
+    """One run's line; `serve` reads until the other end closes."""
+
+    def __init__(
+        self,
+        link: socket.socket,
+        spec: RunSpec,
+        channel: Channel,
+        stop: StopSignal,
+        answerers: Mapping[str, Answerer],
+    ) -> None:
+        link.setblocking(False)
+        self._link = link
+        self._spec = spec
+        self._channel = channel
+        self._stop = stop
+        self._answerers = answerers
+        self._loop = asyncio.get_running_loop()
+        self._sending = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._delivered = 0
+        self._moved = asyncio.Event()
+        self.concluded = False  # the terminal event has come
+
+    async def serve(self, setup: RunSetup) -> None:
+        """Start the run, then read on. Returns at the line's end, however it comes."""
+        with self._stop.watched_by(self._on_stop):
+            try:
+                with suppress(OSError):  # the other end is gone: its process tells why
+                    await self._send(Begin(self._spec, setup))
+                    await self._read()
+            except (WireBroken, msgspec.MsgspecError) as error:
+                log.error("run %s spoke out of turn: %s", self._spec.run_id, error)
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                self._link.close()
+
+    async def deliver(self, events: list[Event]) -> None:
+        """Put events on the channel as it has room. They are dropped once nobody wants them."""
+        for event in events:
+            if isinstance(event, Final | Failure):
+                self.concluded = True
+                self._channel.finish(event)
+                continue
+            with suppress(RunCancelled):
+                await self._channel.send_on_loop(event)
+        self._delivered += len(events)
+        self._moved.set()
+
+    async def _read(self) -> None:
+        frames = FrameBuffer(MOST_FRAME_BYTES)
+        while data := await self._loop.sock_recv(self._link, _READ_BYTES):
+            frames.feed(data)
+            while (frame := frames.next_frame()) is not None:
+                message = decode_from_worker(frame)
+                if isinstance(message, Happened):
+                    await self.deliver(decode_events(message.events))
+                elif isinstance(message, Asked):
+                    self._spawn(self._answer(message))
+                else:
+                    raise WireBroken("a message out of turn")
+
+    async def _answer(self, asked: Asked) -> None:
+        while self._delivered < asked.after:  # what was said before comes first
+            self._moved.clear()
+            await self._moved.wait()
+        question = Question(self._spec, self._channel, self._stop, asked.value)
+        try:
+            answerer = self._answerers.get(asked.kind)
+            if answerer is None:
+                raise AgentFailed(f"The server does not know what {asked.kind!r} asks.")
+            value = await answerer(question)
+        except RunCancelled:
+            return  # the run is told so by the stop
+        except Exception as error:  # noqa: BLE001  whoever asked gets it
+            await self._send(refusal(asked.id, error))
+            return
+        answer = Answered(asked.id, value, len(question.fds))
+        if question.fds:
+            await self._send_fds(answer, question.fds)
+        else:
+            await self._send(answer)
+
+    def _on_stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._pass_on_the_stop)
+
+    def _pass_on_the_stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._spawn(self._send(Stop(self._stop.reason or "stopped")))
+
+    async def _send(self, message: FromServer) -> None:
+        data = encode_frame(message)
+        async with self._sending:
+            await self._loop.sock_sendall(self._link, data)
+
+    async def _send_fds(self, message: FromServer, fds: list[int]) -> None:
+        """With the frame's first bytes go the descriptors."""
+        data = encode_frame(message)
+        async with self._sending:
+            while True:
+                try:
+                    sent = socket.send_fds(self._link, [data], fds)
+                except BlockingIOError:
+                    await self._writable()
+                else:
+                    break
+            await self._loop.sock_sendall(self._link, data[sent:])
+
+    async def _writable(self) -> None:
+        ready = asyncio.Event()
+        fd = os.dup(self._link.fileno())  # of its own: the reader may wait on the other
+        self._loop.add_writer(fd, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_writer(fd)
+            os.close(fd)
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(self._quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _quietly(self, work: Awaitable[None]) -> None:
+        with suppress(OSError):  # the other end is gone, which the reader learns too
+            await work
