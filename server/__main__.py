@@ -35,7 +35,9 @@ def _run(settings: Settings) -> int:
     from streaming.interpreters.jail_pool import JailUnavailable
 
     try:
-        agents = load_agents(settings.agents, embedded=settings.embedded)
+        agents = load_agents(
+            settings.agents, embedded=settings.embedded, elsewhere=settings.agents_elsewhere
+        )
     except BadSetting as error:
         print(f"smolgate: {error}", file=sys.stderr)
         return 2

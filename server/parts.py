@@ -65,7 +65,9 @@ async def jail(app: web.Application) -> AsyncIterator[None]:
     """
     settings = app[SETTINGS]
     async with AsyncExitStack() as stack:
-        if settings.jail == "off":
+        if settings.runner == "ray":
+            log.info("jail: %s, on the cluster's workers", settings.jail)
+        elif settings.jail == "off":
             log.warning("jail: off; model-written code runs in this process, unconfined")
         else:
             imports = app[CODE_IMPORTS]

@@ -33,10 +33,18 @@ class Agents(dict[str, AgentFactory]):
     code_imports: frozenset[str] = frozenset()
 
 
-def load_agents(agents: Mapping[str, str], *, embedded: bool) -> Agents:
-    """Every agent's factory. Each is called twice, to see that it works. Raises BadSetting."""
+def load_agents(
+    agents: Mapping[str, str], *, embedded: bool, elsewhere: frozenset[str] = frozenset()
+) -> Agents:
+    """Every agent's factory. Each is called twice, to see that it works. Raises BadSetting.
+
+    Those `elsewhere` are loaded by the workers alone.
+    """
     factories = Agents({DEFAULT_AGENT: code_writing_agent.create_agent})
     for name, source in agents.items():
+        if name in elsewhere:
+            factories[name] = partial(_fail, RuntimeError(f"{name} is loaded by workers alone"))
+            continue
         try:
             factory = _factory_of(source)
             factories.code_imports |= _check(factory, _check_context(embedded))

@@ -16,6 +16,8 @@ from server.settings_table import SETTINGS as TABLE
 from streaming.agent_run import RunMeans
 from streaming.interpreters.confinement import JailLimits
 from streaming.runners.process import ProcessRunner
+from streaming.runners.ray import RayRunner
+from streaming.runners.ray_wire import DriverSettings
 from streaming.runners.run_process import RunLimits
 from streaming.runners.run_wire import RunSetup
 from streaming.runners.run_zygote import RunZygoteSettings
@@ -31,6 +33,9 @@ async def open_runner(app: web.Application, means: RunMeans) -> AsyncIterator[Ru
     if settings.runner == "process":
         async with _process_runner(app, means) as runner:
             yield runner
+    elif settings.runner == "ray":
+        async with _ray_runner(app, means) as cluster:
+            yield cluster
     else:
         threads = ThreadRunner(means, max_threads=settings.max_running)
         try:
@@ -49,6 +54,32 @@ def _process_runner(app: web.Application, means: RunMeans) -> ProcessRunner:
         RunZygoteSettings(LOADER, dict(settings.agents), limits),
         environment=environment_of_runs(settings),
         jails=pool,
+    )
+
+
+def _ray_runner(app: web.Application, means: RunMeans) -> RayRunner:
+    settings = app[SETTINGS]
+    assert settings.ray_address is not None
+    assert settings.ray_auth_token is not None
+    host, port = settings.ray_listen
+    return RayRunner(
+        means,
+        _setup(app, means, jail="off" if settings.jail == "off" else "own"),
+        DriverSettings(
+            address=settings.ray_address,
+            loader=LOADER,
+            agents=dict(settings.agents),
+            options={agent: dict(given) for agent, given in settings.ray_options.items()},
+            listen_host=host,
+            listen_port=port,
+        ),
+        environment={
+            **environment_of_runs(settings),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": settings.ray_auth_token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
+        queue_seconds=settings.queue_seconds,
     )
 
 
@@ -71,7 +102,9 @@ def environment_of_runs(settings: Settings) -> dict[str, str]:
     """This process's environment without what smolgate reads of it, and without its secrets."""
     own = {name for setting in TABLE for name in setting.names}
     tokens = (settings.token, *(entry.token for entry in settings.upstreams))
-    secrets = [secret for secret in (*tokens, *settings.api_keys) if secret]
+    secrets = [
+        secret for secret in (*tokens, *settings.api_keys, settings.ray_auth_token) if secret
+    ]
     return {
         name: value
         for name, value in os.environ.items()

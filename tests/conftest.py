@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from ray_cluster import RayCluster, open_ray_cluster
 
 from server.app import create_app
+from server.keys import RUNNER
 from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
 from streaming.direct_body import DirectHandler
+from streaming.runners import ray_link
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Script = Callable[[list[dict[str, Any]]], str]
@@ -189,7 +192,7 @@ def raw_reply(
 
 MakeGateway = Callable[..., Awaitable[Gateway]]
 
-RUNNERS = ("thread", "process")
+RUNNERS = ("thread", "process", "ray")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -203,6 +206,25 @@ def runner(request: pytest.FixtureRequest) -> str:
     """Where the runs of `make_gateway` live."""
     kind: str = getattr(request, "param", "thread")
     return kind
+
+
+@pytest.fixture(scope="session")
+def shared_ray_cluster() -> Iterator[RayCluster]:
+    """For tests that leave it as it was."""
+    with open_ray_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def runner_settings(
+    runner: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """What a gateway needs to have its runs there."""
+    if runner != "ray":
+        return {"runner": runner}
+    cluster: RayCluster = request.getfixturevalue("shared_ray_cluster")
+    monkeypatch.setattr(ray_link, "COMMAND", (*cluster.enter, *ray_link.COMMAND))
+    return {"runner": runner, **cluster.settings}
 
 
 @pytest.fixture
@@ -225,7 +247,9 @@ async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeUpstrea
 
 
 @pytest.fixture
-async def make_gateway(upstream: FakeUpstream, runner: str) -> AsyncIterator[MakeGateway]:
+async def make_gateway(
+    upstream: FakeUpstream, runner_settings: dict[str, Any]
+) -> AsyncIterator[MakeGateway]:
     """Makes gateways in front of the fake upstream; settings and agents as keywords."""
     async with AsyncExitStack() as stack:
 
@@ -233,13 +257,14 @@ async def make_gateway(upstream: FakeUpstream, runner: str) -> AsyncIterator[Mak
             defaults = {"upstream_base": upstream.base, "model": "up/model", "jail": "off"}
             # A source, as in AGENTS, is served by every runner; a factory by the thread runner alone.
             sources = {name: made for name, made in (agents or {}).items() if isinstance(made, str)}
-            settings = defaults | {"runner": runner, "agents": sources} | settings
+            settings = defaults | runner_settings | {"agents": sources} | settings
             served = load_agents(sources, embedded=False)
             served.update({n: made for n, made in (agents or {}).items() if n not in sources})
             if isinstance(agents, Agents):
                 served.code_imports = agents.code_imports
             app = create_app(make_settings(**settings), served)
             base = await stack.enter_async_context(listening(app))
+            await until(lambda: app[RUNNER].why_not_ready() is None, seconds=60)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             return Gateway(app, base, session)
 

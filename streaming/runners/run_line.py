@@ -7,9 +7,8 @@ more is read. A stop is passed on at once, and cancels what is being answered.
 
 import asyncio
 import logging
-import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +19,9 @@ from streaming.cancellation import RunCancelled, StopSignal
 from streaming.channel import Channel
 from streaming.events import Event, Failure, Final
 from streaming.failures import AgentFailed
-from streaming.interpreters.jail_wire import FrameBuffer, WireBroken
+from streaming.interpreters.jail_wire import WireBroken
 from streaming.run_spec import RunSpec
+from streaming.runners.frame_socket import FrameSocket
 from streaming.runners.run_wire import (
     MOST_FRAME_BYTES,
     Answered,
@@ -29,6 +29,7 @@ from streaming.runners.run_wire import (
     Begin,
     FromServer,
     Happened,
+    Left,
     RunSetup,
     Stop,
     decode_events,
@@ -38,8 +39,6 @@ from streaming.runners.run_wire import (
 )
 
 log = logging.getLogger(__name__)
-
-_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ class RunLine:
         stop: StopSignal,
         answerers: Mapping[str, Answerer],
     ) -> None:
-        link.setblocking(False)
-        self._link = link
+        self._link = FrameSocket(link, MOST_FRAME_BYTES)
         self._spec = spec
         self._channel = channel
         self._stop = stop
@@ -79,6 +77,7 @@ class RunLine:
         self._delivered = 0
         self._moved = asyncio.Event()
         self.concluded = False  # the terminal event has come
+        self.left = False  # the worker has said all; events may still be on another way
 
     async def serve(self, setup: RunSetup) -> None:
         """Start the run, then read on. Returns at the line's end, however it comes."""
@@ -108,17 +107,16 @@ class RunLine:
         self._moved.set()
 
     async def _read(self) -> None:
-        frames = FrameBuffer(MOST_FRAME_BYTES)
-        while data := await self._loop.sock_recv(self._link, _READ_BYTES):
-            frames.feed(data)
-            while (frame := frames.next_frame()) is not None:
-                message = decode_from_worker(frame)
-                if isinstance(message, Happened):
-                    await self.deliver(decode_events(message.events))
-                elif isinstance(message, Asked):
-                    self._spawn(self._answer(message))
-                else:
-                    raise WireBroken("a message out of turn")
+        while (frame := await self._link.receive()) is not None:
+            message = decode_from_worker(frame)
+            if isinstance(message, Happened):
+                await self.deliver(decode_events(message.events))
+            elif isinstance(message, Asked):
+                self._spawn(self._answer(message))
+            elif isinstance(message, Left):
+                self.left = True
+            else:
+                raise WireBroken("a message out of turn")
 
     async def _answer(self, asked: Asked) -> None:
         while self._delivered < asked.after:  # what was said before comes first
@@ -136,10 +134,7 @@ class RunLine:
             await self._send(refusal(asked.id, error))
             return
         answer = Answered(asked.id, value, len(question.fds))
-        if question.fds:
-            await self._send_fds(answer, question.fds)
-        else:
-            await self._send(answer)
+        await self._send(answer, question.fds)
 
     def _on_stop(self) -> None:
         self._loop.call_soon_threadsafe(self._pass_on_the_stop)
@@ -149,33 +144,8 @@ class RunLine:
             task.cancel()
         self._spawn(self._send(Stop(self._stop.reason or "stopped")))
 
-    async def _send(self, message: FromServer) -> None:
-        data = encode_frame(message)
-        async with self._sending:
-            await self._loop.sock_sendall(self._link, data)
-
-    async def _send_fds(self, message: FromServer, fds: list[int]) -> None:
-        """With the frame's first bytes go the descriptors."""
-        data = encode_frame(message)
-        async with self._sending:
-            while True:
-                try:
-                    sent = socket.send_fds(self._link, [data], fds)
-                except BlockingIOError:
-                    await self._writable()
-                else:
-                    break
-            await self._loop.sock_sendall(self._link, data[sent:])
-
-    async def _writable(self) -> None:
-        ready = asyncio.Event()
-        fd = os.dup(self._link.fileno())  # of its own: the reader may wait on the other
-        self._loop.add_writer(fd, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            self._loop.remove_writer(fd)
-            os.close(fd)
+    async def _send(self, message: FromServer, fds: Sequence[int] = ()) -> None:
+        await self._link.send(encode_frame(message), fds)
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(self._quietly(work))

@@ -1,6 +1,6 @@
 """What crosses between the server and a run that lives outside of it: frames of msgpack, never pickle.
 
-    the worker says   Hello (over a network), Happened, Asked
+    the worker says   Hello (over a network), Happened, Asked, Left
     the server says   Begin, then Stop, Answered, Refused
 
 A frame is a 4-byte big-endian length and that many bytes. Events travel encoded by themselves, so that
@@ -79,6 +79,10 @@ class Asked(_Message, tag="asked"):
     after: int
 
 
+class Left(_Message, tag="left"):
+    """The worker's last message where events take another way: all of them are on it."""
+
+
 class Answered(_Message, tag="answered"):
     """`fds` descriptors came along with it."""
 
@@ -109,7 +113,7 @@ class ModelReply(msgspec.Struct, frozen=True):
 
 
 FromServer = Begin | Stop | Answered | Refused
-FromWorker = Hello | Happened | Asked
+FromWorker = Hello | Happened | Asked | Left
 
 _encoder = msgspec.msgpack.Encoder()
 _from_server = msgspec.msgpack.Decoder(FromServer)
@@ -119,9 +123,13 @@ _events: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 )
 
 
-def encode_frame(message: FromServer | FromWorker) -> bytes:
+def frame_of(message: msgspec.Struct) -> bytes:
     body = _encode(message)
     return _HEADER.pack(len(body)) + body
+
+
+def encode_frame(message: FromServer | FromWorker) -> bytes:
+    return frame_of(message)
 
 
 def decode_from_server(frame: bytes) -> FromServer:

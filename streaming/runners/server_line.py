@@ -4,7 +4,6 @@ In: a connected socket. Out: `ask` for the run's threads, which wait there for t
 the run's stop signal, set by the server or by the line's end. One thread of its own reads.
 """
 
-import array
 import socket
 import threading
 from collections import deque
@@ -13,6 +12,7 @@ from typing import Any
 
 from streaming.cancellation import StopSignal
 from streaming.interpreters.jail_wire import FrameBuffer
+from streaming.runners.frame_socket import READ_BYTES, receive_with_fds
 from streaming.runners.run_wire import (
     MOST_FRAME_BYTES,
     Answered,
@@ -26,10 +26,6 @@ from streaming.runners.run_wire import (
     encode_frame,
     error_of,
 )
-
-_READ_BYTES = 1 << 18
-_MOST_FDS = 8
-_FDS_BYTES = socket.CMSG_LEN(_MOST_FDS * array.array("i").itemsize)
 
 
 class _Question:
@@ -129,15 +125,10 @@ class ServerLine:
     def _next_message(self) -> FromServer | None:
         while (frame := self._frames.next_frame()) is None:
             try:
-                data, ancillary, _, _ = self._link.recvmsg(_READ_BYTES, _FDS_BYTES)
+                data = receive_with_fds(self._link, READ_BYTES, self._fds)
             except OSError:
                 return None
             if not data:
                 return None
-            for level, kind, content in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    found = array.array("i")
-                    found.frombytes(content[: len(content) - len(content) % found.itemsize])
-                    self._fds.extend(found)
             self._frames.feed(data)
         return decode_from_server(frame)
