@@ -78,6 +78,8 @@ def _ray_runner(app: web.Application, means: RunMeans) -> RayRunner:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": settings.ray_auth_token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            # How often Ray tries to reach a head; the driver itself is started again and again.
+            "RAY_NUM_REDIS_GET_RETRIES": "2",
         },
         queue_seconds=settings.queue_seconds,
     )

@@ -253,7 +253,9 @@ async def make_gateway(
     """Makes gateways in front of the fake upstream; settings and agents as keywords."""
     async with AsyncExitStack() as stack:
 
-        async def make(agents: dict[str, Any] | None = None, **settings: Any) -> Gateway:
+        async def make(
+            agents: dict[str, Any] | None = None, *, is_ready: bool = True, **settings: Any
+        ) -> Gateway:
             defaults = {"upstream_base": upstream.base, "model": "up/model", "jail": "off"}
             # A source, as in AGENTS, is served by every runner; a factory by the thread runner alone.
             sources = {name: made for name, made in (agents or {}).items() if isinstance(made, str)}
@@ -264,7 +266,8 @@ async def make_gateway(
                 served.code_imports = agents.code_imports
             app = create_app(make_settings(**settings), served)
             base = await stack.enter_async_context(listening(app))
-            await until(lambda: app[RUNNER].why_not_ready() is None, seconds=60)
+            if is_ready:
+                await until(lambda: app[RUNNER].why_not_ready() is None, seconds=60)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             return Gateway(app, base, session)
 

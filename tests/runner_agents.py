@@ -15,6 +15,7 @@ from typing import Any
 
 from smolagents import ChatMessage, CodeAgent, MessageRole, Model, tool
 
+from server.registry import factories_of
 from streaming.agent_context import AgentContext
 
 
@@ -182,3 +183,8 @@ class FailingModel(Model):  # type: ignore[misc]
 
 def own_model() -> CodeAgent:
     return CodeAgent(tools=[], model=FailingModel(model_id="own"), max_steps=2)
+
+
+def with_a_broken_one(agents: dict[str, str]) -> dict[str, Any]:
+    """A loader for whose workers the module of an agent is missing."""
+    return factories_of(dict.fromkeys(agents, "no_such_module:make"))

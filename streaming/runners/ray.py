@@ -130,7 +130,8 @@ class RayWork:
         serving = asyncio.ensure_future(line.serve(self._runner.setup))
         reading = asyncio.ensure_future(self._read(line))
         try:
-            await asyncio.wait([serving, self._over], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [serving, self._over]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not self._over.done() and not line.left:
                 await asyncio.wait([self._over], timeout=_WHY_SECONDS)
                 if not self._over.done():

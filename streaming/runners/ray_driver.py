@@ -64,7 +64,7 @@ class Driver:
         self._server = server
         self._settings = settings
         self._jobs: dict[int, _Job] = {}
-        self._tokens: dict[str, int] = {}
+        self.tokens: dict[str, int] = {}  # of runs that no worker has called for yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._run_agent = ray.remote(run_agent)
         self._host = ""
@@ -78,7 +78,7 @@ class Driver:
         )
         listener.setblocking(False)
         self._port = listener.getsockname()[1]
-        self._spawn(self._welcome(listener))
+        self._spawn(self.welcome(listener))
         self._spawn(self._watch())
         while (frame := await self._server.receive()) is not None:
             message = to_driver.decode(frame)
@@ -99,7 +99,7 @@ class Driver:
             self._spawn(self._send(Over(message.job, _reason_of(error))))
             return
         job = self._jobs[message.job] = _Job(message.job, generator)
-        self._tokens[message.token] = job.number
+        self.tokens[message.token] = job.number
         self._spawn(self._follow(job, message.token))
 
     async def _follow(self, job: _Job, token: str) -> None:
@@ -113,7 +113,7 @@ class Driver:
         except Exception as error:  # noqa: BLE001  Ray's own, or what the task raised
             reason = _reason_of(error)
         finally:
-            self._tokens.pop(token, None)
+            self.tokens.pop(token, None)
             del self._jobs[job.number]
         await self._send(Over(job.number, reason))
 
@@ -129,13 +129,14 @@ class Driver:
         ).remote(self._host, self._port, token, self._settings.loader, self._settings.agents)
 
     def _end(self, job: _Job) -> None:
-        for token, number in list(self._tokens.items()):
+        for token, number in list(self.tokens.items()):
             if number == job.number:
-                del self._tokens[token]
+                del self.tokens[token]
         ray.cancel(job.generator, force=True)
         job.room.set()
 
-    async def _welcome(self, listener: socket.socket) -> None:
+    async def welcome(self, listener: socket.socket) -> None:
+        """Let workers call."""
         loop = asyncio.get_running_loop()
         while True:
             link, _ = await loop.sock_accept(listener)
@@ -155,7 +156,7 @@ class Driver:
             if hello.version != WIRE_VERSION:
                 log.error("a worker runs another release of smolgate: give all the same one")
                 return
-            number = self._tokens.pop(hello.token, None)
+            number = self.tokens.pop(hello.token, None)
             if number is None:
                 log.warning("a worker came for a run that is over, or that another one has")
                 return

@@ -74,6 +74,7 @@ def _carry_out(
     stop: StopSignal,
     batches: EventBatches,
 ) -> None:
+    logging.basicConfig()  # to the worker's log, and not to what takes its place for a run
     try:
         with capture_installed():
             factories = load_agents(loader, agents)

@@ -8,7 +8,7 @@ more is read. A stop is passed on at once, and cancels what is being answered.
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,11 +147,13 @@ class RunLine:
     async def _send(self, message: FromServer, fds: Sequence[int] = ()) -> None:
         await self._link.send(encode_frame(message), fds)
 
-    def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(self._quietly(work))
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_task_ended)
 
-    async def _quietly(self, work: Awaitable[None]) -> None:
-        with suppress(OSError):  # the other end is gone, which the reader learns too
-            await work
+    def _on_task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, OSError):  # that the reader learns too
+            log.error("run %s: an answer failed", self._spec.run_id, exc_info=error)
