@@ -110,6 +110,8 @@ class Driver:
                 await self._send(Batch(job.number, await reference))
                 await job.room.wait()
                 job.room.clear()
+        except exceptions.TaskCancelledError:
+            reason = "it was cancelled"
         except Exception as error:  # noqa: BLE001  Ray's own, or what the task raised
             reason = _reason_of(error)
         finally:
@@ -239,7 +241,6 @@ def _state_of(asked: Future[ClusterState]) -> ClusterState | None:
 def _reason_of(error: Exception) -> str:
     """Why a run's task ended, as a clause without addresses or paths."""
     known: tuple[tuple[type[BaseException], str], ...] = (
-        (exceptions.TaskCancelledError, "it was cancelled"),
         (exceptions.NodeDiedError, "the machine that it ran on is gone"),
         (exceptions.WorkerCrashedError, "its worker process ended"),
         (exceptions.OutOfMemoryError, "the machine that it ran on was out of memory"),
@@ -275,8 +276,10 @@ async def _serve(link: socket.socket, settings: DriverSettings) -> None:
         attach(settings.address)
     except Exception as error:  # noqa: BLE001  of many kinds; the server says so and tries again
         log.error("the Ray cluster cannot be joined: %s", error)
-        kind = type(error.__cause__ or error).__name__
-        trouble = f"the Ray cluster cannot be joined: {kind}"
+        # The cause is in the text alone.
+        is_refused = "AuthenticationError" in f"{error} {error.__cause__}"
+        why = "it does not take RAY_AUTH_TOKEN" if is_refused else type(error).__name__
+        trouble = f"the Ray cluster cannot be joined: {why}"
         await server.send(encode(ClusterState(trouble=trouble)))
         return
     await Driver(server, settings).serve()

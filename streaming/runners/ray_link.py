@@ -95,12 +95,14 @@ class RayLink:
                     self._on_message(message, driver.fds.popleft() if driver.fds else None)
         finally:
             self._driver = None
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            driver.close()
             process.kill()
             process.wait()
             self._on_gone()
+            sending.cancel()
+            try:
+                await asyncio.gather(sending, return_exceptions=True)
+            finally:  # whoever cancels may do it twice
+                driver.close()
 
     async def _send_all(self, driver: FrameSocket) -> None:
         with suppress(OSError):  # its end comes to the reader
