@@ -1,6 +1,7 @@
 """An upstream that does what the last user message says, for agents and for the relay.
 
     "attack NAME PID"   an agent's first step is that attack, its second the answer "survived"
+    "rows COUNT"        an agent's first step prints so many rows, its second is the answer "survived"
     "wait SECONDS"      an agent's answer comes after that time
     "slow COUNT"        COUNT deltas, one every 20 ms
 
@@ -34,6 +35,8 @@ async def answer(messages: list[dict[str, Any]]) -> list[str]:
     has_acted = any(m["role"] == "assistant" for m in messages)
     if (found := re.search(r"attack (.+) (\d+)$", asked)) and not has_acted:
         return [code(ATTACKS[found[1]].code.replace("PARENT", found[2]))]
+    if (found := re.search(r"rows (\d+)", asked)) and not has_acted:
+        return [code(f"for number in range({found[1]}):\n    print('row', number)")]
     if found := re.search(r"wait ([\d.]+)", asked):
         await asyncio.sleep(float(found[1]))
         return [code("final_answer('waited')")]

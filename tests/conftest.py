@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from ray_cluster import RayCluster, open_ray_cluster
 
+from bench.ray_cluster import NoNamespaces, RayCluster, open_ray_cluster
 from server.app import create_app
 from server.keys import RUNNER
 from server.registry import Agents, load_agents
@@ -208,10 +209,22 @@ def runner(request: pytest.FixtureRequest) -> str:
     return kind
 
 
+@contextmanager
+def ray_cluster_or_skip() -> Iterator[RayCluster]:
+    """A cluster; without namespaces for it the test is skipped, which in CI is a failure."""
+    try:
+        with open_ray_cluster() as cluster:
+            yield cluster
+    except NoNamespaces as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def shared_ray_cluster() -> Iterator[RayCluster]:
     """For tests that leave it as it was."""
-    with open_ray_cluster() as cluster:
+    with ray_cluster_or_skip() as cluster:
         yield cluster
 
 

@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeUpstream, Gateway, MakeGateway, scripted, text_of, until
-from ray_cluster import RayCluster, open_ray_cluster
+from conftest import (
+    FakeUpstream,
+    Gateway,
+    MakeGateway,
+    ray_cluster_or_skip,
+    scripted,
+    text_of,
+    until,
+)
 
+from bench.ray_cluster import RayCluster
 from server.keys import RUNNER, SUPERVISOR
 from streaming.runners import ray_link
 from streaming.runners.frame_socket import FrameSocket
@@ -30,7 +38,7 @@ DEATH_SECONDS = 2.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     """One that tests may kill parts of, and start them again."""
-    with open_ray_cluster() as cluster:
+    with ray_cluster_or_skip() as cluster:
         yield cluster
 
 

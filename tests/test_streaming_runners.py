@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import FakeUpstream, MakeGateway, scripted, text_of, until
-from ray_nodes import below
 
+from bench.ray_nodes import below
 from server.keys import RUNNER, SUPERVISOR
 from streaming.runners.process import ProcessRunner
 

@@ -1,4 +1,4 @@
-"""A real Ray cluster for tests, on a loopback of its own, gone with the test whatever becomes of it."""
+"""A real Ray cluster on a loopback of its own, for tests and benchmarks, gone with them whatever happens."""
 
 import json
 import os
@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-from ray_nodes import PORT
+from bench.ray_nodes import PORT
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef"
@@ -67,15 +66,17 @@ class RayCluster:
         return answer
 
 
+class NoNamespaces(Exception):
+    """This machine does not allow them."""
+
+
 @contextmanager
 def open_ray_cluster() -> Iterator[RayCluster]:
-    """A cluster of two nodes. Skips the test where namespaces cannot be had, unless it is CI."""
+    """A cluster of two nodes. Raises NoNamespaces."""
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
     unshare = ("unshare", *user, "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
     if subprocess.run((*unshare, "true"), capture_output=True, check=False).returncode:
-        if os.environ.get("CI"):
-            pytest.fail("this machine has no namespaces to start Ray in")
-        pytest.skip("needs namespaces of its own, which this machine does not allow")
+        raise NoNamespaces("Ray is started in namespaces of its own, which this machine forbids")
     folder = tempfile.mkdtemp(prefix="smolgate-ray-")
     environment = {
         **os.environ,
@@ -85,7 +86,7 @@ def open_ray_cluster() -> Iterator[RayCluster]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     keeper = subprocess.Popen(
-        (*unshare, sys.executable, str(ROOT / "tests" / "ray_nodes.py"), folder),
+        (*unshare, sys.executable, "-m", "bench.ray_nodes", folder),
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
