@@ -10,6 +10,7 @@ nodes. Everything is in a network namespace that has just a loopback, and ends w
     whole run     the same run
     rows/s        of a run that prints 20,000 rows, each an event
     CPU, memory   of all processes together, upstream and client apart; memory is that of a run which waits
+    token         CPU of a token from the upstream to the client, when ten runs stream 50 a second each
     cancel        from the client's leaving to the slot's being free, while the model is silent
 """
 
@@ -36,6 +37,7 @@ from bench.torture import measure
 KINDS = ("thread", "process", "ray")
 ROWS, MANY_ROWS = 20, 20_000
 RUNS, CANCELS, WAITING = 20, 100, 10
+STREAMS, TOKENS = 10, 200
 TOKEN = "a-token-of-the-benchmark-0123456789"
 _NAMESPACES = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 
@@ -48,6 +50,7 @@ class Figures(NamedTuple):
     rows_a_second: float
     cpu_ms: float
     memory_mb: float
+    token_us: float
     cancel_p50_ms: float
     cancel_p99_ms: float
 
@@ -97,7 +100,6 @@ async def timed_run(session: Session, base: str, text: str) -> tuple[float, floa
 
 async def waiting_runs(session: Session, base: str, tree: Tree) -> float:
     """Megabytes of each of some runs that wait for their model, all at once."""
-    await asyncio.gather(*(timed_run(session, base, "wait 1") for _ in range(WAITING)))
     before = tree.megabytes()
     tasks = [asyncio.ensure_future(timed_run(session, base, "wait 3")) for _ in range(WAITING)]
     await asyncio.sleep(1.5)
@@ -106,13 +108,24 @@ async def waiting_runs(session: Session, base: str, tree: Tree) -> float:
     return grown / WAITING
 
 
+async def token_cpu_us(session: Session, base: str, tree: Tree, text: str) -> float:
+    """Microseconds of each token; the runs' own cost is taken off."""
+    found = []
+    for tokens in (1, TOKENS):
+        cpu = tree.cpu_seconds()
+        runs = (timed_run(session, base, text.format(tokens)) for _ in range(STREAMS))
+        await asyncio.gather(*runs)
+        found.append(tree.cpu_seconds() - cpu)
+    return (found[1] - found[0]) / STREAMS / (TOKENS - 1) * 1e6
+
+
 async def cancels(session: Session, base: str) -> list[float]:
     found = []
     for _ in range(CANCELS):
         await leave_early(session, base, "wait 9", 0.1)
         left = time.perf_counter()
-        while (await measure(session, base))["running"]:
-            await asyncio.sleep(0)
+        while (await measure(session, base))["running"]:  # noqa: ASYNC110  another process's
+            await asyncio.sleep(0.001)
         found.append((time.perf_counter() - left) * 1e3)
     return sorted(found)
 
@@ -130,6 +143,7 @@ async def figures(base: str, tree: Tree) -> Figures:
         idle = tree.cpu_seconds()
         await asyncio.sleep(2)
         idle = (tree.cpu_seconds() - idle) / 2 * seconds
+        memory = await waiting_runs(session, base, tree)
         many = await timed_run(session, base, f"rows {MANY_ROWS}")
         left = await cancels(session, base)
         return Figures(
@@ -137,7 +151,8 @@ async def figures(base: str, tree: Tree) -> Figures:
             whole_ms=median(whole for _, whole in runs) * 1e3,
             rows_a_second=MANY_ROWS / many[1],
             cpu_ms=max(0.0, cpu - idle) / RUNS * 1e3,
-            memory_mb=await waiting_runs(session, base, tree),
+            memory_mb=memory,
+            token_us=await token_cpu_us(session, base, tree, "tokens {}"),
             cancel_p50_ms=left[len(left) // 2],
             cancel_p99_ms=left[int(len(left) * 0.99)],
         )
@@ -160,6 +175,7 @@ def bare() -> Figures:
         rows_a_second=MANY_ROWS / bare_run(MANY_ROWS)[1],
         cpu_ms=median(cpu) * 1e3,
         memory_mb=float("nan"),
+        token_us=float("nan"),
         cancel_p50_ms=float("nan"),
         cancel_p99_ms=float("nan"),
     )
@@ -211,6 +227,7 @@ def report(name: str, found: Figures) -> None:
         f"{found.rows_a_second:9,.0f}",
         f"{found.cpu_ms:9.1f}",
         f"{found.memory_mb:9.1f}",
+        f"{found.token_us:9.0f}",
         f"{found.cancel_p50_ms:9.1f}",
         f"{found.cancel_p99_ms:9.1f}",
     )
@@ -222,7 +239,7 @@ def main(kinds: list[str]) -> int:
         command = (*_NAMESPACES, sys.executable, "-m", "bench.runners", *kinds)
         return subprocess.run(command, check=False).returncode
     bring_loopback_up()
-    heads = ("first ms", "whole ms", "rows/s", "CPU ms", "MB", "cancel50", "cancel99")
+    heads = ("first ms", "whole ms", "rows/s", "CPU ms", "MB", "token us", "cancel50", "cancel99")
     print("runner  " + "".join(f"{head:>9}" for head in heads))
     report("bare", bare())
     for kind in kinds or KINDS:

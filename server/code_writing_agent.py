@@ -42,6 +42,11 @@ def create_agent(context: AgentContext) -> CodeAgent:
     )
 
 
+def prepare() -> None:
+    """Do once, before many runs or many forks, what every run needs."""
+    _prompt_templates()
+
+
 @cache
 def _prompt_templates() -> Any:
     """smolagents' own prompts with our instructions, the system prompt rendered once and for all.

@@ -58,6 +58,7 @@ def load_agents(
 def factories_of(agents: Mapping[str, str]) -> dict[str, AgentFactory]:
     """The same factories for a worker, unchecked: one that cannot be loaded fails its own runs alone."""
     factories: dict[str, AgentFactory] = {DEFAULT_AGENT: code_writing_agent.create_agent}
+    code_writing_agent.prepare()
     for name, source in agents.items():
         try:
             factories[name] = _factory_of(source)

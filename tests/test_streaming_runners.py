@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from conftest import FakeUpstream, MakeGateway, scripted, text_of, until
 
@@ -14,6 +17,7 @@ from bench.ray_nodes import below
 from server.keys import RUNNER, SUPERVISOR
 from streaming.runners.process import ProcessRunner
 
+ROOT = Path(__file__).parent.parent
 ABLE = {"able": "runner_agents:able"}
 ASK: dict[str, Any] = {"model": "able", "messages": [{"role": "user", "content": "go"}]}
 
@@ -175,6 +179,42 @@ async def test_when_the_zygote_dies_its_runs_end_clearly_and_new_ones_work(
     upstream.handler = scripted(code("final_answer('back')"))
     assert text_of(await gateway.stream(ASK), "content") == "back"
     assert runner.numbers["zygote_restarts"] == 1
+
+
+async def test_when_the_server_is_killed_its_runs_go_with_it(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    begun = tmp_path / "pid"
+    upstream.handler = scripted(code(f"leave_processes('{tmp_path}')", f"hang('{begun}')"))
+    flags = ("--port", "0", "--runner", "process", "--agents", "able=runner_agents:able")
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "server", *flags),
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+            "UPSTREAM_OPENAI_BASE": upstream.base,
+            "AGENT_MODEL": "up/model",
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert server.stderr is not None
+    try:
+        async with asyncio.timeout(60):
+            while not (found := re.search(rb"listening on (\S+)", await server.stderr.readline())):
+                assert server.returncode is None
+        async with aiohttp.ClientSession() as session:
+            url = f"{found[1].decode()}/chat/completions"
+            asking = asyncio.ensure_future(session.post(url, json=ASK))
+            await until(begun.exists, seconds=60)
+            all_of_them = below(server.pid)
+            assert int(begun.read_text()) in all_of_them
+            server.kill()
+            await asyncio.gather(asking, return_exceptions=True)
+    finally:
+        if server.returncode is None:
+            server.kill()
+        await server.communicate()
+    await until(lambda: not any(map(is_alive, all_of_them)), seconds=30)
 
 
 @in_processes

@@ -18,8 +18,10 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from smolagents import ChatMessage, CodeAgent, LogLevel, MessageRole, Model
 
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.zygote_wire import (
@@ -172,12 +174,35 @@ def load_agents(loader: str, agents: Mapping[str, str]) -> dict[str, AgentFactor
     return make(agents)
 
 
+class _Answering(Model):  # type: ignore[misc]
+    """Says one thing."""
+
+    def generate(self, messages: list[Any], **kwargs: Any) -> ChatMessage:
+        return ChatMessage(
+            role=MessageRole.ASSISTANT, content="<code>\nprint(1)\nfinal_answer(2)\n</code>"
+        )
+
+
+def _warm_up() -> None:
+    """Have done once what every run would do again: templates compiled, caches filled. No factory is
+    called, since what one opens would be shared by all runs."""
+    agent = CodeAgent(
+        tools=[],
+        model=_Answering(model_id="warm-up"),
+        verbosity_level=LogLevel.OFF,
+        executor_kwargs={"timeout_seconds": None},
+    )
+    for _ in agent.run("go", stream=True):
+        pass
+
+
 def main(arguments: list[str]) -> None:
     control = socket.socket(fileno=int(arguments[0]))
     settings = msgspec.json.decode(arguments[1], type=RunZygoteSettings)
     os.environ["PYTHON_DOTENV_DISABLED"] = "1"  # smolagents would read a .env when it is imported
     logging.basicConfig(format="%(asctime)s %(levelname)s run: %(message)s")
     agents = load_agents(settings.loader, settings.agents)
+    _warm_up()
     if len(os.listdir("/proc/self/task")) > 1:
         log.warning(
             "an agent's module started threads, which forks lose: start them in its factory"
