@@ -94,7 +94,7 @@ async def timed_run(session: Session, base: str, text: str) -> tuple[float, floa
                 first = time.perf_counter() - began
             last = line.strip() or last
     if last != b"data: [DONE]" or not first:
-        raise RuntimeError(f"a run of {text!r} went wrong")
+        raise RuntimeError(f"a run of {text!r} went wrong: {last[-500:]!r}")
     return first, time.perf_counter() - began
 
 

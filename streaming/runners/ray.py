@@ -47,6 +47,7 @@ _OVER_SECONDS = 10.0
 _RETRY_AFTER_SECONDS = 5.0
 
 _WAITED = "The cluster had no room for the run in time: try again later."
+_CLUSTER_LOST = "the cluster was lost"
 _NO_CLUSTER = "The Ray cluster cannot be reached."
 
 
@@ -90,7 +91,7 @@ class RayWork:
 
     async def _carry_out(self) -> None:
         try:
-            if self._runner.trouble is not None:
+            if not self._runner.cluster.usable:
                 raise Unavailable(_NO_CLUSTER, retry_after=_RETRY_AFTER_SECONDS)
             self._runner.tell(Submit(self._job, self._spec.agent, secrets.token_urlsafe(32)))
             if (link := await self._worker()) is not None:
@@ -118,7 +119,10 @@ class RayWork:
         if self._called.done():
             return self._called.result()
         if self._over.done():
-            raise self._lost(self._over.result() or "it never began")
+            reason = self._over.result() or "it never began"
+            if reason == _CLUSTER_LOST:
+                raise Unavailable(_NO_CLUSTER, retry_after=_RETRY_AFTER_SECONDS)
+            raise self._lost(reason)
         await self._end()
         if self._stop.is_set:
             return None
@@ -179,7 +183,7 @@ class RayRunner:
         self.queue_seconds = queue_seconds
         self.answerers = {"model": model_answerer(means.make_model), **(answerers or {})}
         self.lost = 0
-        self.cluster = ClusterState(trouble="the Ray cluster has not been joined yet")
+        self.cluster = ClusterState("the Ray cluster has not been joined yet", usable=False)
         self._submitted = 0
         self._works: dict[int, RayWork] = {}
         self._link = RayLink(
@@ -205,10 +209,6 @@ class RayRunner:
             await asyncio.wait(works)
 
     @property
-    def trouble(self) -> str | None:
-        return self.cluster.trouble
-
-    @property
     def numbers(self) -> dict[str, float]:
         """For metrics: the cluster as it was a second ago, and this server's runs there."""
         return {
@@ -217,7 +217,7 @@ class RayRunner:
             "submitted": self._submitted,
             "lost": self.lost,
             "driver_restarts": self._link.restarts,
-            "cluster_usable": float(self.trouble is None),
+            "cluster_usable": float(self.cluster.trouble is None),
             "nodes": self.cluster.nodes,
             "cpus": self.cluster.cpus,
             "cpus_free": self.cluster.cpus_free,
@@ -226,7 +226,7 @@ class RayRunner:
         }
 
     def why_not_ready(self) -> str | None:
-        return self.trouble
+        return self.cluster.trouble
 
     def start(self, spec: RunSpec, channel: Channel, stop: StopSignal) -> RayWork:
         self._submitted += 1
@@ -258,7 +258,8 @@ class RayRunner:
 
     def _on_gone(self) -> None:
         """The driver has ended, and its runs with it."""
-        if self.trouble is None:
-            self.cluster = ClusterState(trouble="the Ray cluster was lost")
+        if self.cluster.trouble is None:
+            self.cluster = ClusterState("the Ray cluster was lost")
+        self.cluster.usable = False
         for work in self._works.values():
-            work.on_over("the cluster was lost")
+            work.on_over(_CLUSTER_LOST)

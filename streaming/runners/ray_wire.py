@@ -47,9 +47,11 @@ class End(_Message, tag="end"):
 
 
 class ClusterState(_Message, tag="cluster"):
-    """How the cluster is, about once a second. `trouble` says why it cannot be used, in a few words."""
+    """How the cluster is, about once a second. `trouble` says what is wrong with it, in a few words;
+    `usable` whether runs can be started all the same."""
 
     trouble: str | None = None
+    usable: bool = True
     nodes: int = 0
     cpus: float = 0.0
     cpus_free: float = 0.0
