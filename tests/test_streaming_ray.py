@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -26,7 +27,14 @@ from server.keys import RUNNER, SUPERVISOR
 from streaming.runners import ray_link
 from streaming.runners.frame_socket import FrameSocket
 from streaming.runners.ray_driver import Driver
-from streaming.runners.ray_wire import MOST_FRAME_BYTES, Called, DriverSettings, from_driver
+from streaming.runners.ray_wire import (
+    MOST_FRAME_BYTES,
+    Batch,
+    Called,
+    DriverSettings,
+    FromDriver,
+    from_driver,
+)
 from streaming.runners.run_wire import WIRE_VERSION, Hello, encode_frame
 
 ABLE = {"able": "runner_agents:able"}
@@ -231,6 +239,35 @@ async def test_a_runs_token_lets_one_worker_in_and_no_second_one(
     assert "another release" in caplog.text
     server.close()
     theirs.close()
+
+
+async def test_a_connection_goes_to_the_call_that_it_came_with_and_drivers_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = (sys.executable, str(Path(__file__).parent / "fake_ray_driver.py"))
+    monkeypatch.setattr(ray_link, "COMMAND", command)
+    monkeypatch.setattr(ray_link, "_FIRST_BACKOFF_SECONDS", 0.01)
+    told: list[tuple[FromDriver, bytes | None]] = []
+    gone: list[bool] = []
+
+    def on_message(message: FromDriver, fd: int | None) -> None:
+        told.append((message, os.read(fd, 100) if fd is not None else None))
+        if fd is not None:
+            os.close(fd)
+            raise RuntimeError("what is wrong with one message ends the driver, and not the server")
+
+    link = ray_link.RayLink(
+        DriverSettings("", "", {}, {}),
+        environment={},
+        on_message=on_message,
+        on_gone=lambda: gone.append(True),
+    )
+    running = asyncio.ensure_future(link.run())
+    await until(lambda: len(gone) == 2, seconds=60)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert told[:4] == [(Batch(1, b"events"), None), (Called(2, "host"), b"handed on")] * 2
+    assert link.restarts >= 1
 
 
 def test_the_server_does_not_import_ray() -> None:

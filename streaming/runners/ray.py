@@ -91,7 +91,7 @@ class RayWork:
 
     async def _carry_out(self) -> None:
         try:
-            if not self._runner.cluster.usable:
+            if not self._runner.cluster.joined:
                 raise Unavailable(_NO_CLUSTER, retry_after=_RETRY_AFTER_SECONDS)
             self._runner.tell(Submit(self._job, self._spec.agent, secrets.token_urlsafe(32)))
             if (link := await self._worker()) is not None:
@@ -183,7 +183,7 @@ class RayRunner:
         self.queue_seconds = queue_seconds
         self.answerers = {"model": model_answerer(means.make_model), **(answerers or {})}
         self.lost = 0
-        self.cluster = ClusterState("the Ray cluster has not been joined yet", usable=False)
+        self.cluster = ClusterState("the Ray cluster has not been joined yet", joined=False)
         self._submitted = 0
         self._works: dict[int, RayWork] = {}
         self._link = RayLink(
@@ -240,13 +240,12 @@ class RayRunner:
         del self._works[job]
 
     def _on_message(self, message: FromDriver, fd: int | None) -> None:
-        link = socket.socket(fileno=fd) if fd is not None else None
         if isinstance(message, ClusterState):
             self.cluster = message
             return
         work = self._works.get(message.job)
         if isinstance(message, Called):
-            assert link is not None
+            link = socket.socket(fileno=fd)
             if work is None:
                 link.close()
             else:
@@ -260,6 +259,6 @@ class RayRunner:
         """The driver has ended, and its runs with it."""
         if self.cluster.trouble is None:
             self.cluster = ClusterState("the Ray cluster was lost")
-        self.cluster.usable = False
+        self.cluster.joined = False
         for work in self._works.values():
             work.on_over(_CLUSTER_LOST)

@@ -41,8 +41,8 @@ log = logging.getLogger("ray_driver")
 # Batches that may be on their way from one worker.
 _WINDOW = 32
 _WATCH_SECONDS = 1.0
-# A cluster that has not answered for so long is in trouble, and for so long cannot be used, for now.
-_SILENT_SECONDS, _UNUSABLE_SECONDS = 3.0, 10.0
+# A cluster that has not answered for so long is in trouble.
+_SILENT_SECONDS = 3.0
 _HELLO_SECONDS = 10.0
 _MOST_HELLO_BYTES = 1024
 _BACKLOG = 1024
@@ -183,8 +183,7 @@ class Driver:
                 log.error("the cluster has not answered for %.0f s", silent)
                 os._exit(1)
             if silent > _SILENT_SECONDS:
-                is_usable = silent < _UNUSABLE_SECONDS
-                await self._send(ClusterState("the Ray cluster does not answer", is_usable))
+                await self._send(ClusterState("the Ray cluster does not answer"))
             if asked.done():
                 await asyncio.sleep(_WATCH_SECONDS)
                 asked = _ask_for_state()
@@ -219,7 +218,6 @@ def _ask_for_state() -> Future[ClusterState]:
         future.set_result(
             ClusterState(
                 trouble=None if alive else "the Ray cluster has no nodes",
-                usable=alive > 0,
                 nodes=alive,
                 cpus=there.get("CPU", 0.0),
                 cpus_free=free.get("CPU", 0.0),
@@ -282,7 +280,7 @@ async def _serve(link: socket.socket, settings: DriverSettings) -> None:
         is_refused = "AuthenticationError" in f"{error} {error.__cause__}"
         why = "it does not take RAY_AUTH_TOKEN" if is_refused else type(error).__name__
         trouble = f"the Ray cluster cannot be joined: {why}"
-        await server.send(encode(ClusterState(trouble, usable=False)))
+        await server.send(encode(ClusterState(trouble, joined=False)))
         return
     await Driver(server, settings).serve()
 

@@ -18,6 +18,7 @@ from streaming.interpreters.zygote_link import code_paths
 from streaming.runners.frame_socket import FrameSocket
 from streaming.runners.ray_wire import (
     MOST_FRAME_BYTES,
+    Called,
     DriverSettings,
     FromDriver,
     ToDriver,
@@ -92,7 +93,11 @@ class RayLink:
             with suppress(OSError):
                 while (frame := await driver.receive()) is not None:
                     message = from_driver.decode(frame)
-                    self._on_message(message, driver.fds.popleft() if driver.fds else None)
+                    # Descriptors may have come with the bytes of an earlier frame.
+                    fd = driver.fds.popleft() if isinstance(message, Called) else None
+                    self._on_message(message, fd)
+        except Exception:
+            log.exception("the Ray driver could not be understood")
         finally:
             self._driver = None
             process.kill()

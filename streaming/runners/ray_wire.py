@@ -48,10 +48,10 @@ class End(_Message, tag="end"):
 
 class ClusterState(_Message, tag="cluster"):
     """How the cluster is, about once a second. `trouble` says what is wrong with it, in a few words;
-    `usable` whether runs can be started all the same."""
+    while it is `joined`, runs are sent there all the same, and wait."""
 
     trouble: str | None = None
-    usable: bool = True
+    joined: bool = True
     nodes: int = 0
     cpus: float = 0.0
     cpus_free: float = 0.0
