@@ -101,8 +101,11 @@ def _setup(app: web.Application, means: RunMeans, *, jail: str) -> RunSetup:
 
 
 def environment_of_runs(settings: Settings) -> dict[str, str]:
-    """This process's environment without what smolgate reads of it, and without its secrets."""
-    own = {name for setting in TABLE for name in setting.names}
+    """This process's environment without what smolgate reads of it, and without its secrets.
+
+    Where Python finds code is told anew, since this process may have been started elsewhere.
+    """
+    own = {"PYTHONPATH", *(name for setting in TABLE for name in setting.names)}
     tokens = (settings.token, *(entry.token for entry in settings.upstreams))
     secrets = [
         secret for secret in (*tokens, *settings.api_keys, settings.ray_auth_token) if secret

@@ -51,7 +51,7 @@ class ZygoteLink:
         self._settings = msgspec.json.encode(settings).decode()
         self._purpose = purpose
         self._folder = folder
-        self._environment = {**environment, **code_paths(), **_ONE_THREAD}
+        self._environment = {**_ONE_THREAD, **code_paths(), **environment}
         self._on_message = on_message
         self._on_gone = on_gone
         self._process: subprocess.Popen[bytes] | None = None

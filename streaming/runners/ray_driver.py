@@ -199,8 +199,9 @@ class Driver:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            if isinstance(error, OSError):
-                os._exit(0)  # the server is gone
+            if isinstance(error, OSError):  # most likely the server is gone; else it starts another
+                log.warning("the driver ends: %s", error)
+                os._exit(1)
             log.error("a task of the driver failed", exc_info=error)
 
 

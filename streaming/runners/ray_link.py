@@ -47,7 +47,7 @@ class RayLink:
         on_gone: Callable[[], None],
     ) -> None:
         self._settings = msgspec.json.encode(settings).decode()
-        self._environment = {**environment, **code_paths()}
+        self._environment = {**code_paths(), **environment}
         self._on_message = on_message
         self._on_gone = on_gone
         self._driver: FrameSocket | None = None
