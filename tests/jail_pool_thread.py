@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from streaming.interpreters.confinement import JailLimits
@@ -13,6 +14,21 @@ from streaming.interpreters.jail_pool import JailPool
 BOOT_SECONDS = 60.0
 # What a machine allows that forbids user namespaces, as containers do.
 IN_A_CONTAINER = ("namespaces", "root", "user")
+
+
+def zygotes_of(pid: int) -> list[int]:
+    """Those processes of a server that start jails; it has others, as a cluster of the tests."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text().split())
+    return [child for child in found if b"jail_zygote" in command_of(child)]
+
+
+def command_of(pid: int) -> bytes:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 class PoolThread:

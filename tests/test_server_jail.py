@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import FakeUpstream, Gateway, MakeGateway, Script, scripted, text_of, until
+from jail_pool_thread import zygotes_of
 from smolagents import CodeAgent, tool
 
 from server.keys import JAIL_POOL, SUPERVISOR
@@ -141,7 +142,7 @@ async def test_a_jail_that_is_killed_from_outside_is_told_and_the_run_goes_on(
     gateway = await make_gateway(jail="required")
     asking = asyncio.ensure_future(gateway.stream(ASK))
     await begun(gateway)
-    (zygote,) = children(os.getpid())
+    (zygote,) = zygotes_of(os.getpid())
     for jail in children(zygote):
         os.kill(jail, signal.SIGKILL)
     events = await asking
@@ -156,7 +157,7 @@ async def test_when_the_zygote_dies_its_runs_are_told_and_new_ones_work(
     gateway = await make_gateway(jail="required")
     asking = asyncio.ensure_future(gateway.stream(ASK))
     await begun(gateway)
-    (zygote,) = children(os.getpid())
+    (zygote,) = zygotes_of(os.getpid())
     os.kill(zygote, signal.SIGKILL)
     assert text_of(await asking, "content") == "went on"
     assert gateway.app[JAIL_POOL].stats.zygote_restarts == 1

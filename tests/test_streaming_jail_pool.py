@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jail_pool_thread import IN_A_CONTAINER, make_interpreter, open_pool_thread
+from jail_pool_thread import IN_A_CONTAINER, make_interpreter, open_pool_thread, zygotes_of
 
 from streaming.interpreters.jail import JailKilled
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
@@ -152,7 +152,7 @@ def test_200_takes_leak_no_descriptor_and_no_process() -> None:
             pool.take(10).close()
         until(lambda: pool.stats.alive == pool.stats.warm == 1, 20)
         assert len(os.listdir("/proc/self/fd")) == before
-        [zygote] = children_of(os.getpid())
+        [zygote] = zygotes_of(os.getpid())
         assert len(children_of(zygote)) == 1
 
 
@@ -191,7 +191,7 @@ def test_a_dead_warm_jail_is_not_handed_out() -> None:
     with open_pool_thread(warm=1) as thread:
         pool = thread.pool
         until(lambda: pool.stats.warm == 1, 10)
-        [zygote] = children_of(os.getpid())
+        [zygote] = zygotes_of(os.getpid())
         [jail] = children_of(zygote)
         os.kill(jail, signal.SIGKILL)
         until(lambda: pool.stats.killed == 1, 10)
@@ -206,7 +206,7 @@ def test_a_killed_zygote_takes_its_jails_along_and_is_replaced(without: tuple[st
     with open_pool_thread(warm=1, without=without) as thread:
         interpreter = make_interpreter(thread.pool)
         interpreter("x = 1")
-        [zygote] = children_of(os.getpid())
+        [zygote] = zygotes_of(os.getpid())
         jails = children_of(zygote)
         assert len(jails) >= 1
         os.kill(zygote, signal.SIGKILL)

@@ -140,6 +140,7 @@ class RayWork:
                 await asyncio.wait([self._over], timeout=_WHY_SECONDS)
                 if not self._over.done():
                     await self._end(self._lost("the connection to its worker ended"))
+                    return
             reason = await self._over
             if reason is not None or not line.concluded:
                 raise self._lost(reason or "it ended without a word")
