@@ -23,7 +23,8 @@ TOKEN_US = 100.0  # one token of an agent's model, from the upstream's socket to
 CONNECT_US = 150.0  # a new connection and its request
 # What each runner takes of its machine: CPU of a run, and memory while it waits.
 RUN_CPU_MS = {"thread": 4.0, "process": 20.0, "ray": 25.0}
-RUN_MEMORY_MB = {"thread": 0.3, "process": 8.0, "ray": 22.0}
+# A worker of a cluster has a zygote of its own for its jails, 34 MB of these.
+RUN_MEMORY_MB = {"thread": 0.3, "process": 7.0, "ray": 92.0}
 JAIL_MEMORY_MB, JAIL_START_MS = 4.0, 8.0
 DRIVER_BATCHES_PER_SECOND = 2_500.0  # of one Ray driver, with back-pressure
 RAY_NODE_MEMORY_MB = 400.0

@@ -152,7 +152,7 @@ async def test_what_no_machine_has_room_for_is_told_in_time_and_taken_back(
     asking.cancel()  # a client that leaves a run which waits for its worker
     await until(lambda: not gateway.app[SUPERVISOR].runs)
     assert (runner.numbers["alive"], len(upstream.requests)) == (0, 0)
-    await until(lambda: runner.numbers["cpus_free"] == runner.numbers["cpus"])
+    await until(lambda: runner.numbers["cpus_free"] == runner.numbers["cpus"], seconds=60)
 
 
 @pytest.mark.timeout(300)
