@@ -19,7 +19,7 @@ SEED = 7
 IDLE_STREAM_KB = 27.0  # user memory of one relayed stream, both of its sockets
 SOCKET_KB = 5.0  # kernel memory of one idle TCP socket (slabs; buffers are empty)
 EVENT_US = 10.0  # a heartbeat or one relayed event, kernel included
-TOKEN_US = 100.0  # one token of an agent's model, from the upstream's socket to the client's
+TOKEN_US = 130.0  # one token of an agent's model, from the upstream's socket to the client's
 CONNECT_US = 150.0  # a new connection and its request
 # What each runner takes of its machine: CPU of a run, and memory while it waits.
 RUN_CPU_MS = {"thread": 4.0, "process": 20.0, "ray": 25.0}
