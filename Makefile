@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CODE := sanitize streaming server tests bench
+# The clients that the tests ask with, each set in an environment of its own.
+CLIENTS := $(addprefix .venv-clients/,openai1/.made openai2/.made node/.made)
 ARGS ?=
 
 .PHONY: help
@@ -17,10 +19,10 @@ run: .venv/.runs ## start the server, on the embedded model unless UPSTREAM_OPEN
 	exec $(BIN)/python -m server $(ARGS)
 
 .PHONY: venv
-venv: .venv/.tests ## make .venv with all that running and testing need
+venv: .venv/.tests $(CLIENTS) ## make .venv with all that running and testing need
 
 .PHONY: test
-test: .venv/.tests ## run every test; ARGS="-k name" runs some
+test: .venv/.tests $(CLIENTS) ## run every test; ARGS="-k name" runs some
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: check
@@ -40,8 +42,10 @@ bench: .venv/.tests ## measure; prints ratios
 	$(BIN)/python -m bench.supervision
 	$(BIN)/python -m bench.runners
 	$(BIN)/python -m bench.scale_plan
+	$(BIN)/python -m bench.request_costs
 	$(BIN)/python -m bench.relay --no-goals
 	$(BIN)/python -m bench.embedded_tasks
+	$(BIN)/python -m bench.conversations
 
 .PHONY: torture
 torture: .venv/.tests ## run the worst code that a model can write, and print what became of it
@@ -51,13 +55,19 @@ torture: .venv/.tests ## run the worst code that a model can write, and print wh
 soak: .venv/.tests ## ten minutes of mixed load; memory stays flat and nothing is lost
 	$(BIN)/python -m bench.supervision soak
 
+.PHONY: audit
+audit: .venv/.tests ## compare the pinned packages with the known vulnerabilities; needs PyPI's JSON API
+	$(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 .PHONY: pins
 pins: ## pin what is installed now, after an upgrade that passed its tests
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^smolgate' > constraints.txt
 
 .PHONY: clean
 clean: ## remove .venv and all caches
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -72,5 +82,18 @@ clean: ## remove .venv and all caches
 	@touch $@
 
 .venv/.tests: .venv/.runs
-	$(PIP) --editable '.[embedded,fast,test]'
+	$(PIP) --editable '.[embedded,fast,otel,test]'
+	@touch $@
+
+.venv-clients/node/.made: tests/clients/package.json tests/clients/package-lock.json
+	@mkdir -p $(@D) && cp $^ $(@D)
+	@command -v npm > /dev/null || test "$$(id -u)" != 0 || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm; } > /dev/null
+	@if command -v npm > /dev/null; then \
+		cd $(@D) && npm ci --silent --ignore-scripts --no-audit --no-fund && touch .made; \
+	else echo "no npm: the Node clients are not tested (apt-get install nodejs npm)"; fi
+
+.venv-clients/%/.made: tests/clients/%.txt
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --requirement $<
 	@touch $@

@@ -66,6 +66,8 @@ ROWS = {
     ),
 }
 PACED_ROWS = ("delay", "idle")
+UVLOOP = "uvloop"
+UVLOOP_ROWS = ("alone", "burst", "plain")
 
 
 async def cpu_rows(
@@ -101,6 +103,22 @@ async def cpu_rows(
         )
 
 
+async def uvloop_rows(bench: Bench, gateway: Server) -> None:
+    """What the event loop is worth: the same gateway on asyncio's own."""
+    print("\nCPU, asyncio's own event loop : uvloop")
+    with gateway_server(
+        bench.port, "gateway without uvloop", module="bench.relay_without_uvloop"
+    ) as without:
+        for name in UVLOOP_ROWS:
+            row = ROWS[name]
+            own, uv = await bench.costs([(without, row.work), (gateway, row.work)])
+            print(
+                f"  {row.meaning:31}{own.median:8.2f} : {uv.median:.2f} µs/{row.unit}"
+                f" = {own.ratio(uv):.2f}",
+                flush=True,
+            )
+
+
 async def measure(names: Sequence[str], effort: Effort) -> Verdicts:
     bench = Bench(effort)
     listening = await bench.listen()
@@ -116,6 +134,8 @@ async def measure(names: Sequence[str], effort: Effort) -> Verdicts:
             await cpu_rows(bench, cpu_names, nginx, gateway, logging)
         if "delay" in names:
             await delay_row(bench, [each for each in (nginx, gateway, logging) if each])
+        if UVLOOP in names:
+            await uvloop_rows(bench, gateway)
     if "idle" in names:
         await idle_row(bench)
     listening.close()
@@ -177,7 +197,7 @@ def quiet_machine() -> Iterator[None]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.relay", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    known = [*ROWS, *PACED_ROWS]
+    known = [*ROWS, *PACED_ROWS, UVLOOP]
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(known)}")
     parser.add_argument("--quick", action="store_true", help="a rough figure in half a minute")
     parser.add_argument("--no-goals", action="store_true", help="exit 0 though a goal is missed")

@@ -35,7 +35,7 @@ class ContentScrubber:
         return self._scrubber.idle
 
     def feed_text(self, text: str) -> str:
-        """A string in mode `tags`: the visible text."""
+        """A string: the visible text."""
         return self._scrubber.feed(text)
 
     def feed(self, value: object, ends: bool = False) -> list[ContentRun]:

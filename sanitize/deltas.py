@@ -38,6 +38,31 @@ _FINISH = re.compile(rb'"finish_reason"\s*:\s*("")?')
 _INDEX = re.compile(rb'"index"\s*:\s*(\d{1,9})')
 
 
+class Openers:
+    """Where a tag may begin in the bytes of events, each looked for once."""
+
+    __slots__ = ("_data", "_next")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._next = [-1, -1, -1]
+
+    def next(self, start: int) -> int:
+        """The first at or after `start`, or else the length; `start` may only grow."""
+        for kind, at in enumerate(self._next):
+            if at < start:
+                self._next[kind] = self._find(kind, start)
+        return min(self._next)
+
+    def _find(self, kind: int, start: int) -> int:
+        data = self._data
+        if kind == 2:
+            found = _ESCAPED_OPENER.search(data, start)
+            return len(data) if found is None else found.start()
+        at = data.find(b"&" if kind else b"<", start)
+        return len(data) if at == -1 else at
+
+
 class DeltaScrubber:
     """Takes think tags out of one stream of parsed chunks; never changes what it is given.
 
@@ -77,16 +102,17 @@ class DeltaScrubber:
             return False
         return self._new_passes or all(int(i) in self._contents for i in _INDEX.findall(data))
 
+    @property
+    def reads_openers_only(self) -> bool:
+        """True when `passes` asks for nothing else any more."""
+        return self._idle and self._new_passes and self._writes_empty_finish is False
+
     def feed(self, chunk: Json) -> list[Json]:
         """Take the next chunk, return those to send for it: often itself, none, or several."""
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             return [chunk]
         self._last_chunk = chunk
-        if len(choices) == 1 and self._mode == "tags" and not self._fields:
-            plain = self._feed_plain(chunk, choices[0])
-            if plain is not None:
-                return plain
         tails = self._read_tails() if not choices and chunk.get("usage") else []
         rows = [self._read_choice(choice) for choice in choices]
         self._note_idle()
@@ -99,29 +125,19 @@ class DeltaScrubber:
             return [*tails, {**chunk, "choices": read}]
         return [*tails, *map(self._wrap, read[:-1]), {**chunk, "choices": read[-1:]}]
 
-    def _feed_plain(self, chunk: Json, choice: Any) -> list[Json] | None:
-        """What nearly all chunks are: one choice, its text alone. None: it is something else."""
-        if type(choice) is not dict or choice.get("finish_reason") is not None:
+    def feed_text(self, index: int, text: str) -> str | None:
+        """What nearly all chunks are: one choice whose delta is a piece of content and nothing else.
+
+        Returns the content that is to be seen for it, or None: then `feed` the chunk.
+        """
+        scrubber = self._contents.get(index)
+        if scrubber is None or not text or self._mode == "reasoning":
             return None
-        delta, index = choice.get("delta"), choice.get("index")
-        if (
-            type(delta) is not dict
-            or len(delta) != 1
-            or type(text := delta.get("content")) is not str
-        ):
-            return None
-        scrubber = self._contents.get(index) if type(index) is int else None
-        if scrubber is None or not text or len(self._contents) != 1:
-            return None
-        if choice.keys() - _CHOICE_SHAPE or chunk.keys() - _ENVELOPE:
-            return None
-        if choice.get("logprobs") or chunk.get("usage"):
+        if self._fields or len(self._contents) != 1:
             return None
         read = scrubber.feed_text(text)
         self._idle = scrubber.idle
-        if read == text:
-            return [chunk]
-        return [{**chunk, "choices": [{**choice, "delta": {"content": read}}]}] if read else []
+        return read
 
     def flush(self) -> list[Json]:
         """Return what is held, at the end of a stream that did not finish all its choices.

@@ -73,7 +73,7 @@ class ThinkScrubber:
 
     def feed(self, text: str) -> str:
         """Take the next piece, return the visible text that is settled by now."""
-        if self._idle and "<" not in text and "&" not in text and "\\" not in text:
+        if self._idle and not _may_open(text):
             return text
         return _visible(self._read(text))
 
@@ -86,7 +86,7 @@ class ThinkScrubber:
 
         Only mode `reasoning` gives segments that are reasoning.
         """
-        if self._idle and "<" not in text and "&" not in text and "\\" not in text:
+        if self._idle and not _may_open(text):
             return [Segment(text, False)] if text else []
         return self._read(text)
 
@@ -109,14 +109,16 @@ class ThinkScrubber:
 
     def _read(self, text: str) -> list[Segment]:
         text = self._held + text
-        done = 0
-        while (tag := self._pattern.search(text, done)) is not None:
-            self._take_text(text[done : tag.start()])
-            self._take_tag(tag)
-            done = tag.end()
-        undecided = self._pattern.find_unfinished(text, done)
-        self._take_text(text[done:undecided])
-        self._held = text[undecided:]
+        if _may_open(text):
+            done = 0
+            while (tag := self._pattern.search(text, done)) is not None:
+                self._take_text(text[done : tag.start()])
+                self._take_tag(tag)
+                done = tag.end()
+            undecided = self._pattern.find_unfinished(text, done)
+            self._held = text[undecided:]
+            text = text[done:undecided]
+        self._take_text(text)
         is_kept = self._mode == "tags" or not self._inside
         self._idle = is_kept and not self._held and self._lead is _Lead.NONE
         segments, self._segments = self._segments, []
@@ -163,6 +165,10 @@ class ThinkScrubber:
         if self._segments and self._segments[-1].is_reasoning == set_apart:
             text = self._segments.pop().text + text
         self._segments.append(Segment(text, set_apart))
+
+
+def _may_open(text: str) -> bool:
+    return "<" in text or "&" in text or "\\" in text
 
 
 def _visible(segments: list[Segment]) -> str:

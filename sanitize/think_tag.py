@@ -62,6 +62,8 @@ class ThinkTagPattern:
 
     def find_unfinished(self, text: str, start: int) -> int:
         """Where the tag begins that `text` may end in the middle of, or else its length."""
+        if start == len(text):
+            return start
         start = max(start, len(text) - self._longest)
         while (match := self._unfinished.search(text, start)) is not None:
             rest = match["rest"]

@@ -9,8 +9,10 @@ import os
 import sys
 from collections.abc import Callable
 
+from server.log_formats import start_logging
+from server.secret_flags import hide_secret_flags
 from server.setting_values import BadSetting
-from server.settings import Settings, read_settings
+from server.settings import Settings, read_settings, secrets_of
 
 log = logging.getLogger("server")
 
@@ -20,18 +22,20 @@ def main() -> int:
     # smolagents reads a .env file of the working directory when it is imported; settings come from
     # the environment and the flags alone.
     os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
+    hide_secret_flags()
     try:
         settings = read_settings(sys.argv[1:], os.environ)
     except BadSetting as error:
         print(f"smolgate: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    start_logging(settings.log_level, settings.log_format, secrets_of(settings))
     return _run(settings)
 
 
 def _run(settings: Settings) -> int:
     from server.listen import serve
     from server.registry import load_agents
+    from server.tracing import tracing
     from streaming.interpreters.jail_pool import JailUnavailable
 
     try:
@@ -43,7 +47,11 @@ def _run(settings: Settings) -> int:
         return 2
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            runner.run(serve(settings, agents))
+            with tracing(settings):
+                runner.run(serve(settings, agents))
+        except BadSetting as error:
+            print(f"smolgate: {error}", file=sys.stderr)
+            return 2
         except JailUnavailable as error:
             print(f"smolgate: JAIL is 'required', and {error}", file=sys.stderr)
             return 2

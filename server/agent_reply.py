@@ -1,7 +1,7 @@
 """An agent's run → the client: a chat stream, or one completion.
 
-In: a run's events. Out: role, reasoning as it happens, the answer, the finish, usage if asked for,
-`[DONE]`, in this order. Until the first event there is no response yet, so that a run that fails at
+In: the events of one leg of a run, which ends with the run or where that pauses for its client's tools.
+Out: role, reasoning as it happens, the answer or the tool calls, the finish, usage if asked for, `[DONE]`. Until the first event there is no response yet, so that a run that fails at
 once, or is refused in the queue, is answered with a status; a heartbeat's time of silence opens the
 stream all the same.
 """
@@ -15,10 +15,12 @@ from aiohttp import web
 from server.chat_wire import DONE, TRUNCATED, ChatWire, Tokens, completion, error_event
 from server.errors import error_object, error_response, unexpected
 from server.keys import OUTCOME, REQUEST_ID, SETTINGS
+from server.padded_reply import PaddedReply
+from server.run_ids import leg_id
 from server.sse_writer import SseWriter
 from streaming.events import Event
 from streaming.json_codec import encode_json
-from streaming.run import Run
+from streaming.run import Run, RunReader
 from streaming.transcript import Transcript
 
 # A stream carries any amount; one reply that is no stream is held in memory several times over.
@@ -26,50 +28,99 @@ MAX_REASONING_CHARACTERS = 1 << 20
 
 
 async def collect_run(
-    request: web.Request, run: Run, *, created: int, model: str, reasoning_format: str
-) -> web.Response:
-    """The whole run as one completion, or as an error that is not to be retried."""
-    transcript = Transcript(tag_names=request.app[SETTINGS].think_tags)
-    reasoning = _Collected()
-    async for events in run.reader():
-        for event in events:
-            reasoning.add(transcript.feed(event))
-    if transcript.failure is not None:
-        request[OUTCOME] = run.outcome or "failed"
-        return error_response(transcript.failure, work_begun=run.started is not None)
+    request: web.Request,
+    run: Run,
+    reader: RunReader,
+    *,
+    created: int,
+    model: str,
+    reasoning_format: str,
+) -> web.StreamResponse:
+    """The whole leg of the run as one completion, or as an error that is not to be retried.
+
+    Raises ConnectionError when the client is gone.
+    """
+    settings = request.app[SETTINGS]
+    padded = PaddedReply(
+        request,
+        run,
+        reader,
+        first_seconds=settings.padding_seconds,
+        every_seconds=settings.heartbeat_seconds,
+    )
+    try:
+        transcript = _transcript(request, run, reader)
+        reasoning = _Collected()
+        while events := await padded.read():
+            for event in events:
+                reasoning.add(transcript.feed(event))
+        if transcript.failure is not None:
+            request[OUTCOME] = run.outcome or "agent_failed"
+            if padded.begun:
+                return padded.cut()
+            return error_response(transcript.failure, work_begun=run.started is not None)
+        run_id = leg_id(run.id, reader.begin)
+        body = _completion_of(
+            run_id, transcript, reasoning.text(), created, model, reasoning_format
+        )
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if not padded.begun:
+            raise
+        request[OUTCOME] = unexpected(request, error).code or "failed"
+        return padded.cut()
+    return await padded.finish(body)
+
+
+def _completion_of(
+    run_id: str,
+    transcript: Transcript,
+    reasoning: str,
+    created: int,
+    model: str,
+    reasoning_format: str,
+) -> bytes:
     reply = completion(
-        run_id=run.id,
+        run_id=run_id,
         created=created,
         model=model,
-        reasoning=reasoning.text(),
+        reasoning=reasoning,
         answer=transcript.answer or "",
+        tool_calls=transcript.tool_calls,
+        finish_reason=_finish_reason(transcript),
         reasoning_format=reasoning_format,
         tokens=_tokens(transcript),
     )
-    return web.Response(body=encode_json(reply), content_type="application/json")
+    return encode_json(reply)
 
 
 async def stream_run(
     request: web.Request,
     run: Run,
+    reader: RunReader,
     *,
     created: int,
     model: str,
     reasoning_format: str,
     include_usage: bool,
 ) -> web.StreamResponse:
-    """The run as a chat stream. Raises ConnectionError when the client is gone."""
+    """The leg of the run as a chat stream. Raises ConnectionError when the client is gone."""
     settings = request.app[SETTINGS]
-    transcript = Transcript(tag_names=settings.think_tags)
-    wire = ChatWire(run_id=run.id, created=created, model=model, include_usage=include_usage)
+    transcript = _transcript(request, run, reader)
+    wire = ChatWire(
+        run_id=leg_id(run.id, reader.begin),
+        created=created,
+        model=model,
+        include_usage=include_usage,
+    )
     told = _Telling(wire, reasoning_format)
-    reader = run.reader()
     with suppress(TimeoutError):
         async with asyncio.timeout(settings.heartbeat_seconds):
             while not told.anything and (events := await reader.read()):
                 told.reasoning_of(events, transcript)
     if transcript.failure is not None and not told.anything:
-        request[OUTCOME] = run.outcome or "failed"
+        request[OUTCOME] = run.outcome or "agent_failed"
         return error_response(transcript.failure, work_begun=run.started is not None)
     writer = SseWriter(
         heartbeat_seconds=settings.heartbeat_seconds,
@@ -87,7 +138,7 @@ async def stream_run(
             if transcript.failure is not None:
                 told.failure(error_object(transcript.failure))
             else:
-                told.answer(transcript.answer or "", _tokens(transcript))
+                told.end(transcript)
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - logged there
@@ -141,10 +192,15 @@ class _Telling:
         else:
             self._events += self._wire.reasoning(text)
 
-    def answer(self, text: str, tokens: Tokens) -> None:
+    def end(self, transcript: Transcript) -> None:
+        finish = self._wire.finish(_finish_reason(transcript))
+        last = (finish, self._wire.usage(_tokens(transcript)), DONE)
         self._close_think()
-        self._events += self._wire.content(text)
-        self._events += (self._wire.finish("stop"), self._wire.usage(tokens), DONE)
+        if transcript.tool_calls:
+            self._events += self._wire.tool_calls(transcript.tool_calls)
+        else:
+            self._events += self._wire.content(transcript.answer or "")
+        self._events += last
 
     def failure(self, error: dict[str, object]) -> None:
         self._close_think()
@@ -159,6 +215,20 @@ class _Telling:
         if self._think_open:
             self._think_open = False
             self._events += self._wire.content("\n</think>\n\n")
+
+
+def _transcript(request: web.Request, run: Run, reader: RunReader) -> Transcript:
+    return Transcript(
+        tag_names=request.app[SETTINGS].think_tags,
+        code_tags=run.code_tags,
+        is_later_leg=reader.begin > 0,
+    )
+
+
+def _finish_reason(transcript: Transcript) -> str:
+    if transcript.tool_calls:
+        return "tool_calls"
+    return "length" if transcript.answer_is_cut else "stop"
 
 
 def _tokens(transcript: Transcript) -> Tokens:

@@ -4,32 +4,63 @@ In: settings and agents. Out: an aiohttp Application, ready to be run.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from aiohttp import web
 
-from server import chat, health, models, parts, relay_routes, runs
+from server import chat, health, metrics, models, openapi, parts, relay_routes, runs
+from server.api_keys import load_keys
 from server.auth import auth_middleware
+from server.cors import allow_origins
 from server.errors import error_middleware
-from server.keys import AGENTS, CODE_IMPORTS, RELAYS, SETTINGS
+from server.finished_runs import FinishedRuns
+from server.identity import Identity
+from server.image_fetch import image_fetch
+from server.key_ring import KeyRing
+from server.keys import (
+    AGENTS,
+    CODE_IMPORTS,
+    FINISHED_RUNS,
+    IDENTITY,
+    KEY_RING,
+    RELAYS,
+    REQUEST_COUNTS,
+    SETTINGS,
+)
+from server.loop_lag import loop_lag
+from server.request_counts import RequestCounts
 from server.request_log import request_log_middleware
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
 
 
-def create_app(settings: Settings, agents: Mapping[str, AgentFactory]) -> web.Application:
-    """An application that serves these agents and the settings' upstream."""
+def create_app(
+    settings: Settings, agents: Mapping[str, AgentFactory], *, identity: Identity | None = None
+) -> web.Application:
+    """An application that serves these agents and the settings' upstream.
+
+    `identity` gives runs their ids and times; a test that holds bytes against a file has its own.
+    """
     app = web.Application(
         middlewares=[request_log_middleware, error_middleware, auth_middleware],
         client_max_size=settings.max_body_bytes,
     )
     app[SETTINGS] = settings
+    app[KEY_RING] = KeyRing(partial(load_keys, settings.api_keys, settings.api_keys_file))
+    allow_origins(app, settings.cors_origins)
+    app[IDENTITY] = identity or Identity()
     app[AGENTS] = dict(agents)
     app[CODE_IMPORTS] = getattr(agents, "code_imports", frozenset())
     app[RELAYS] = set()
+    app[REQUEST_COUNTS] = RequestCounts()
+    app[FINISHED_RUNS] = FinishedRuns()
+    app.cleanup_ctx.extend((loop_lag, image_fetch))
     app.cleanup_ctx.extend((parts.embedded_model, parts.upstreams, parts.jail, parts.supervisor))
     for prefix in ("", "/v1"):
         app.router.add_get(f"{prefix}/healthz", health.healthz)
         app.router.add_get(f"{prefix}/readyz", health.readyz)
+        app.router.add_get(f"{prefix}/metrics", metrics.metrics)
+        app.router.add_get(f"{prefix}/openapi.json", openapi.openapi)
         app.router.add_get(f"{prefix}/models", models.list_models)
         app.router.add_get(f"{prefix}/models/{{id:.+}}", models.get_model)
         app.router.add_post(f"{prefix}/chat/completions", chat.chat_completions)

@@ -1,38 +1,62 @@
-"""Who may call: bearer keys, compared in constant time.
+"""Who may call: bearer keys.
 
-In: a request. Out: the same, with the caller's key id on it, or 401. Health routes stay open.
+In: a request. Out: the same, with the caller's key on it, or 401, or 429 past its requests a minute. Health
+routes stay open, and `/metrics` where the operator says so.
 """
 
-import hashlib
-import hmac
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from server.keys import API_KEY, SETTINGS
-from streaming.failures import InvalidKey
+from server.key_ring import KeyHolder
+from server.keys import API_KEY, KEY_HOLDER, KEY_RING, REQUEST_COUNTS, SETTINGS, TOKEN_METER
+from streaming.failures import Forbidden
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v1/healthz", "/v1/readyz"})
+METRICS_PATHS = frozenset({"/metrics", "/v1/metrics"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @web.middleware
 async def auth_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let through who has a key, or everyone where no keys are set. Raises InvalidKey."""
-    keys = request.app[SETTINGS].api_keys
-    if keys and request.path not in OPEN_PATHS:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        digest = _digest(given.strip())
-        # Every key is compared, so that the time taken does not say which one came close.
-        matches = [hmac.compare_digest(digest, _digest(key)) for key in keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise InvalidKey(
-                "The API key is missing or wrong: send it as 'Authorization: Bearer KEY'."
-            )
-        request[API_KEY] = digest.hex()[:12]
+    """Let through who has a key, or everyone where no keys are set. Raises InvalidKey, KeyLimit."""
+    ring = request.app[KEY_RING]
+    if ring.is_set and not _is_open(request):
+        holder = ring.holder_of(request.headers.get("Authorization", ""))
+        holder.count_request()
+        request[KEY_HOLDER] = holder
+        request[API_KEY] = holder.key.id
+        if holder.key.tokens_per_day:
+            return await _metered(request, handler, holder)
     return await handler(request)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+async def _metered(request: web.Request, handler: Handler, holder: KeyHolder) -> web.StreamResponse:
+    """Charge the key for what was relayed; an agent's run is charged at its end."""
+    try:
+        return await handler(request)
+    finally:
+        if (meter := request.get(TOKEN_METER)) is not None:
+            holder.add_tokens(meter.tokens)
+            request.app[REQUEST_COUNTS].relayed_tokens += meter.tokens
+
+
+def allow_work(request: web.Request, model: str) -> None:
+    """To be asked before a model works for a caller. Raises ModelNotFound, KeyLimit."""
+    holder = request.get(KEY_HOLDER)
+    if holder is not None:
+        holder.check_model(model)
+        holder.check_tokens()
+
+
+def allow_metrics(request: web.Request) -> None:
+    """Raises Forbidden where keys are set and the caller's may not read the metrics."""
+    holder = request.get(KEY_HOLDER)
+    if holder is not None and not holder.key.metrics:
+        raise Forbidden("This API key may not read the metrics.")
+
+
+def _is_open(request: web.Request) -> bool:
+    path = request.path
+    return path in OPEN_PATHS or (path in METRICS_PATHS and request.app[SETTINGS].metrics_public)

@@ -4,24 +4,44 @@ In: a request. Out: an agent's run or an upstream's reply, streamed or whole. A 
 byte is a status; after it, an error event and `[DONE]`, never a clean stop.
 """
 
-import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from aiohttp import web
 
 from server.agent_reply import collect_run, stream_run
-from server.chat_request import chat_request_of, route_of, run_spec_of
-from server.chat_wire import REASONING_FORMATS
-from server.idempotency import wish_of
-from server.keys import AGENTS, API_KEY, REPLAYS, SETTINGS, SUPERVISOR, UPSTREAMS
+from server.agent_request import chat_request_of, run_spec_of
+from server.auth import allow_work
+from server.chat_request import route_of
+from server.chat_schema import ChatRequest
+from server.conversation import image_urls_of
+from server.idempotency import Leg, wish_of
+from server.keys import (
+    AGENTS,
+    API_KEY,
+    IDENTITY,
+    IMAGE_FETCH,
+    KEY_HOLDER,
+    REPLAYS,
+    RUN_ID,
+    SETTINGS,
+    SUPERVISOR,
+    TOOL_DESK,
+    UPSTREAMS,
+)
+from server.plain_reply import answer_plainly
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
 from server.setting_values import leave_policy
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
+from server.tool_request import tool_results_of
+from server.ui_tasks import is_ui_task
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
+from streaming.run_spec import Image
 
 CHAT_PATH = "/chat/completions"
+# The id asked for stands in every chunk, and no event may near 64 KiB.
+MAX_MODEL_CHARACTERS = 256
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -36,6 +56,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     if route is None and model not in agents:
         route = upstreams.by_prefix(model)
     if route is not None:
+        allow_work(request, route.model)
         return await send_relayed(
             request,
             CHAT_PATH,
@@ -43,15 +64,21 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             upstream=route.group,
             scrub=route.scrub,
             finishes=asked.choices,
+            stream=bool(asked.stream),
         )
     agent = agent_for(model, agents, request.app[SETTINGS])
+    allow_work(request, agent)
     return await _run_agent(request, body, agent, model)
 
 
 def agent_for(model: str | None, agents: Iterable[str], settings: Settings) -> str:
-    """The agent that answers for a model id. Raises ModelNotFound."""
+    """The agent that answers for a model id. Raises ModelNotFound, InvalidRequest."""
     if not model:
         return DEFAULT_AGENT
+    if len(model) > MAX_MODEL_CHARACTERS:
+        raise InvalidRequest(
+            f"'model' must have at most {MAX_MODEL_CHARACTERS} characters.", param="model"
+        )
     if model in agents:
         return model
     if settings.unknown_model == "agent":
@@ -64,41 +91,76 @@ async def _run_agent(
 ) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     asked = chat_request_of(body)
-    reasoning_format = asked.reasoning_format or settings.reasoning_format
-    if reasoning_format not in REASONING_FORMATS:
-        raise InvalidRequest(
-            f"'reasoning_format' must be one of {', '.join(REASONING_FORMATS)}.",
-            param="reasoning_format",
-        )
-    spec = run_spec_of(
-        asked,
-        run_id=f"chatcmpl-{secrets.token_hex(14)}",
-        agent=agent,
-        tag_names=settings.think_tags,
-    )
-    supervisor, replays = request.app[SUPERVISOR], request.app[REPLAYS]
+    if settings.plain_ui_tasks and is_ui_task(asked):
+        return await answer_plainly(request, body, asked, model or agent)
     leave_seconds = _leave_seconds(request, settings)
-    caller = request.get(API_KEY, "")
-    wish = wish_of(request.headers, body, caller)
-    run = replays.joinable(wish)
-    if run is None:
-        run = supervisor.submit(spec, key=caller)
-        replays.keep(wish, run)
-    async with supervisor.reading(run, leave_seconds=leave_seconds):
+    fetched: dict[str, Image] = {}
+    if (fetch := request.app.get(IMAGE_FETCH)) is not None:
+        fetched = await fetch.fetch_all(image_urls_of(asked.messages))
+    leg = _leg_for(request, body, asked, agent, fetched)
+    run = leg.run
+    request[RUN_ID] = run.id
+    reading = request.app[SUPERVISOR].reading(run, begin=leg.begin, leave_seconds=leave_seconds)
+    async with reading as reader:
         created = int(run.created)
+        reasoning_format = asked.reasoning_format or settings.reasoning_format
         if asked.stream:
             include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return await stream_run(
                 request,
                 run,
+                reader,
                 created=created,
                 model=model or agent,
                 reasoning_format=reasoning_format,
                 include_usage=include_usage,
             )
         return await collect_run(
-            request, run, created=created, model=model or agent, reasoning_format=reasoning_format
+            request,
+            run,
+            reader,
+            created=created,
+            model=model or agent,
+            reasoning_format=reasoning_format,
         )
+
+
+def _leg_for(
+    request: web.Request,
+    body: bytes,
+    asked: ChatRequest,
+    agent: str,
+    fetched: Mapping[str, Image],
+) -> Leg:
+    """What this request reads: of a run that it repeats, of one that waits for its results, or of a new one."""
+    caller = request.get(API_KEY, "")
+    replays = request.app[REPLAYS]
+    wish = wish_of(request.headers, body, caller)
+    leg = replays.joinable(wish)
+    if leg is not None:
+        return leg
+    if results := tool_results_of(asked.messages):
+        run = request.app[TOOL_DESK].answer(caller, results)
+        leg = Leg(run, run.leg_begin)
+    else:
+        spec = run_spec_of(
+            asked,
+            run_id=request.app[IDENTITY].new_id(),
+            agent=agent,
+            tag_names=request.app[SETTINGS].think_tags,
+            fetched=fetched,
+        )
+        run = request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=_most_runs(request))
+        leg = Leg(run)
+    replays.keep(wish, leg)
+    return leg
+
+
+def _most_runs(request: web.Request) -> int:
+    """Runs that the caller's key may have at one time; 0 does not limit."""
+    holder = request.get(KEY_HOLDER)
+    own = holder.key.concurrent_runs if holder is not None else 0
+    return own or request.app[SETTINGS].max_per_key
 
 
 def _leave_seconds(request: web.Request, settings: Settings) -> float:

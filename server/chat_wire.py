@@ -5,9 +5,11 @@ line each, or a whole completion.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from streaming.run_spec import CalledTool
 
 DONE = b"data: [DONE]\n\n"
 # A long answer is split so that no event nears the 64 KiB at which line-based readers fail: at most
@@ -58,6 +60,15 @@ class ChatWire:
         for piece in _pieces(text, MAX_CHARACTERS):
             yield self._chunk(f'{{"content":{json.dumps(piece)}}}')
 
+    def tool_calls(self, calls: Sequence[CalledTool]) -> Iterator[bytes]:
+        """As OpenAI streams them: a call's head with its first delta, then its arguments."""
+        for index, call in enumerate(calls):
+            head = call_object(call) | {"function": {"name": call.name, "arguments": ""}}
+            yield self._chunk(_compact({"tool_calls": [{"index": index} | head]}))
+            for piece in _pieces(call.arguments, MAX_CHARACTERS):
+                delta = {"index": index, "function": {"arguments": piece}}
+                yield self._chunk(_compact({"tool_calls": [delta]}))
+
     def finish(self, reason: str) -> bytes:
         return self._chunk("{}", json.dumps(reason))
 
@@ -87,13 +98,20 @@ def completion(
     model: str,
     reasoning: str,
     answer: str,
+    tool_calls: Sequence[CalledTool] = (),
+    finish_reason: str = "stop",
     reasoning_format: str,
     tokens: Tokens,
 ) -> dict[str, Any]:
     """A whole chat completion; `reasoning_format` says where the reasoning stands."""
     message: dict[str, Any] = {"role": "assistant", "content": answer}
+    in_content = {"deepseek-legacy", "think_tags"}
+    if tool_calls:
+        message["content"] = None
+        message["tool_calls"] = [call_object(call) for call in tool_calls]
+        in_content = {"think_tags"}
     reasoning = reasoning.strip("\n")
-    if reasoning and reasoning_format in {"deepseek-legacy", "think_tags"}:
+    if reasoning and reasoning_format in in_content:
         message["content"] = f"<think>\n{truncated(reasoning)}\n</think>\n\n{answer}"
     if reasoning and reasoning_format in {"deepseek-legacy", "deepseek"}:
         message["reasoning_content"] = message["reasoning"] = reasoning
@@ -102,9 +120,17 @@ def completion(
         "object": "chat.completion",
         "created": created,
         "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "choices": [
+            {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}
+        ],
         "usage": tokens.as_json(),
     }
+
+
+def call_object(call: CalledTool) -> dict[str, Any]:
+    """A tool call as OpenAI writes it."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def truncated(reasoning: str) -> str:

@@ -4,8 +4,6 @@ In: an application and seconds. Out: no run and no relayed stream is left, and e
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from aiohttp import web
 
@@ -34,15 +32,3 @@ def refuse_when_draining(app: web.Application) -> None:
     """Raises Draining once the server is stopping."""
     if app[SUPERVISOR].draining:
         raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
-
-
-@contextmanager
-def counted(app: web.Application) -> Iterator[None]:
-    """Be one of the relayed requests that a drain waits for."""
-    task = asyncio.current_task()
-    assert task is not None
-    app[RELAYS].add(task)
-    try:
-        yield
-    finally:
-        app[RELAYS].discard(task)

@@ -82,9 +82,9 @@ def shape_request(body: dict[str, Any]) -> dict[str, Any]:
         **body,
         "messages": messages,
         "grammar": make_grammar(said, examples, opening, closing, free=tries > 0),
-        "temperature": min(0.4 * tries, 1.0),
-        "seed": tries,
-        "max_tokens": MAX_TOKENS,
+        "temperature": body.get("temperature", min(0.4 * tries, 1.0)),
+        "seed": body.get("seed", 0) + tries,
+        "max_tokens": min(body.get("max_tokens", MAX_TOKENS), MAX_TOKENS),
         "cache_prompt": True,
     }
 
@@ -95,8 +95,8 @@ def _shape_chat(body: dict[str, Any], turns: list[tuple[str, str]]) -> dict[str,
     return {
         **body,
         "messages": [_message("system", CHAT_PROMPT), _message("user", question)],
-        "temperature": 0.0,
-        "max_tokens": CHAT_MAX_TOKENS,
+        "temperature": body.get("temperature", 0.0),
+        "max_tokens": min(body.get("max_tokens", CHAT_MAX_TOKENS), CHAT_MAX_TOKENS),
         "cache_prompt": True,
     }
 

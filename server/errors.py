@@ -5,13 +5,14 @@ error event. `x-should-retry: false` is set once work has begun, since the SDKs 
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 from multidict import CIMultiDict
 
-from server.keys import REQUEST_ID
+from server.keys import OUTCOME, REQUEST_ID
 from streaming.events import Failure
 from streaming.failures import (
     BodyTooLarge,
@@ -29,18 +30,24 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+# What the log calls an error that has no code.
+UNNAMED = "invalid_request"
+# What is quoted of a request, or told by an upstream, must not make an event of 64 KiB.
+MAX_MESSAGE_CHARACTERS = 2000
+
 OF_HTTP_STATUS: dict[int, tuple[type[ClientError], str]] = {
     404: (RouteNotFound, "There is no such route."),
     405: (MethodNotAllowed, "This route does not take this method."),
     413: (BodyTooLarge, "The request body is too large."),
     415: (UnsupportedMedia, "The request body is of a type that is not taken here."),
+    417: (InvalidRequest, "The only 'Expect' that is known is '100-continue'."),
 }
 
 
 def error_object(error: SmolgateError | Failure) -> dict[str, Any]:
     """The `error` object of a body or an event."""
     return {
-        "message": error.message,
+        "message": error.message[:MAX_MESSAGE_CHARACTERS],
         "type": error.type,
         "param": error.param,
         "code": error.code,
@@ -51,7 +58,9 @@ def error_response(error: SmolgateError | Failure, *, work_begun: bool = False) 
     """An error as a whole response. `work_begun` keeps the SDKs from starting it again."""
     headers: CIMultiDict[str] = CIMultiDict()
     if error.retry_after is not None:
-        headers["Retry-After"] = f"{error.retry_after:.0f}"
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if work_begun:
         headers["x-should-retry"] = "false"
     return web.Response(
@@ -62,33 +71,44 @@ def error_response(error: SmolgateError | Failure, *, work_begun: bool = False) 
     )
 
 
+def of_http_error(error: web.HTTPException) -> web.Response:
+    """One of aiohttp's own errors, its status kept."""
+    kind, message = OF_HTTP_STATUS.get(error.status, (InvalidRequest, f"{error.reason}."))
+    response = error_response(kind(message))
+    response.set_status(error.status)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever goes wrong before the first byte leaves as OpenAI's error JSON."""
     try:
         return await handler(request)
     except SmolgateError as error:
+        request[OUTCOME] = error.code or UNNAMED
         # An upstream that broke off may have done the work.
         return error_response(error, work_begun=isinstance(error, UpstreamFailed))
     except web.RequestPayloadError:
+        request[OUTCOME] = UNNAMED
         response = error_response(InvalidRequest("The request body cannot be decoded."))
         response.force_close()  # what follows in the connection cannot be read either
         return response
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        kind, message = OF_HTTP_STATUS.get(error.status, (InvalidRequest, error.reason))
-        response = error_response(kind(message))
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-        return response
+        kind, _ = OF_HTTP_STATUS.get(error.status, (InvalidRequest, ""))
+        request[OUTCOME] = kind.code or UNNAMED
+        return of_http_error(error)
     except ConnectionError:
         raise  # the client left; there is nobody to answer
     except Exception as error:  # noqa: BLE001 - logged there
         return error_response(unexpected(request, error), work_begun=True)
 
 
-def unexpected(request: web.Request, error: Exception) -> SmolgateError:
+def unexpected(request: web.BaseRequest, error: Exception) -> SmolgateError:
     """Log an error that nobody foresaw; returns what the client is told."""
+    request[OUTCOME] = "internal_error"
     log.error("request %s failed", request.get(REQUEST_ID, ""), exc_info=error)
     return SmolgateError("The server failed on this request.", code="internal_error")

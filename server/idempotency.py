@@ -2,7 +2,8 @@
 
 In: an agent request's caller, body and headers. Out: the run to read, one that is there already where
 `Idempotency-Key` says so, or where an OpenAI SDK repeats the identical body (`x-stainless-retry-count`)
-while the first is still going. Runs that were refused, or stopped because everybody left, are forgotten.
+while the first is still going, or has just ended with nothing but a broken connection to tell it by. Runs
+that were refused, or stopped because everybody left, are forgotten.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ MAX_KEY_CHARACTERS = 255
 # The oldest are forgotten first. A kept run holds its events: some hundred KB, at most 8 MiB.
 MAX_KEPT = 1000
 FORGET_EVERY_SECONDS = 1.0
+# An SDK repeats what was cut off within 8 s.
+UNTOLD_SECONDS = 60.0
 # Nothing was concluded in these: whoever asks again means it.
 INCONCLUSIVE = frozenset({"client_gone", "queue_timeout", "draining"})
 
@@ -36,21 +39,29 @@ class Wish:
     lasting: bool
 
 
+@dataclass(frozen=True)
+class Leg:
+    """What one request reads of a run: from there on to its end, or to where it pauses for tools."""
+
+    run: Run
+    begin: int = 0
+
+
 class Replays:
-    """The runs that may be joined; `keep_seconds` is how long an ended one may."""
+    """The legs of runs that may be joined; `keep_seconds` is how long one of an ended run may."""
 
     def __init__(self, keep_seconds: float) -> None:
         self._keep_seconds = keep_seconds
-        self._runs: dict[tuple[str, str], tuple[Wish, Run]] = {}
+        self._legs: dict[tuple[str, str], tuple[Wish, Leg]] = {}
         self._forgot_at = 0.0
 
-    def joinable(self, wish: Wish | None) -> Run | None:
-        """The run that this wish already has. Raises InvalidRequest where its body was another."""
+    def joinable(self, wish: Wish | None) -> Leg | None:
+        """The leg that this wish already has. Raises InvalidRequest where its body was another."""
         self._forget_old()
         if wish is None or not wish.is_repeated:
             return None
-        earlier, run = self._runs.get((wish.caller, wish.name), (None, None))
-        if earlier is None or run is None or self._is_old(earlier, run):
+        earlier, leg = self._legs.get((wish.caller, wish.name), (None, None))
+        if earlier is None or leg is None or self._is_old(earlier, leg):
             return None
         if earlier.digest != wish.digest:
             raise InvalidRequest(
@@ -58,29 +69,32 @@ class Replays:
                 param=KEY_HEADER,
                 code="idempotency_key_reused",
             )
-        return run
+        return leg
 
-    def keep(self, wish: Wish | None, run: Run) -> None:
-        """From now on the wish has this run."""
+    def keep(self, wish: Wish | None, leg: Leg) -> None:
+        """From now on the wish has this leg."""
         if wish is None:
             return
-        self._runs[wish.caller, wish.name] = wish, run
-        while len(self._runs) > MAX_KEPT:
-            self._runs.pop(next(iter(self._runs)))
+        self._legs[wish.caller, wish.name] = wish, leg
+        while len(self._legs) > MAX_KEPT:
+            self._legs.pop(next(iter(self._legs)))
 
     def _forget_old(self) -> None:
         now = time.monotonic()
         if now - self._forgot_at < FORGET_EVERY_SECONDS:
             return
         self._forgot_at = now
-        for name, (wish, run) in list(self._runs.items()):
-            if self._is_old(wish, run):
-                del self._runs[name]
+        for name, (wish, leg) in list(self._legs.items()):
+            if self._is_old(wish, leg):
+                del self._legs[name]
 
-    def _is_old(self, wish: Wish, run: Run) -> bool:
+    def _is_old(self, wish: Wish, leg: Leg) -> bool:
+        run = leg.run
         kept = self._keep_seconds if wish.lasting else 0.0
+        if run.end_untold:
+            kept = max(kept, UNTOLD_SECONDS)
         is_over = run.ended is not None and time.time() - run.ended >= kept
-        return is_over or run.outcome in INCONCLUSIVE or not run.joinable
+        return is_over or run.outcome in INCONCLUSIVE or not run.joinable(leg.begin)
 
 
 def wish_of(headers: Mapping[str, str], body: bytes, caller: str) -> Wish | None:

@@ -5,16 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from server.finished_runs import FinishedRuns
 from server.idempotency import Replays
+from server.identity import Identity
+from server.key_ring import KeyHolder, KeyRing
+from server.request_counts import RequestCounts
 from server.settings import Settings
 from server.upstreams import Upstreams
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
 from streaming.supervisor import Runner, Supervisor
+from streaming.tool_desk import ToolDesk
 from streaming.upstream_group import UpstreamGroup
 
-if TYPE_CHECKING:  # loaded only where the embedded model is used
+if TYPE_CHECKING:  # the first is loaded only where it is used
     from server.embedded import EmbeddedUpstream
+    from server.image_fetch import ImageFetch
+    from server.loop_lag import LoopLag
+    from server.metered_reply import TokenMeter
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 # The agents' upstream, and all of them.
@@ -22,9 +30,11 @@ UPSTREAM: web.AppKey[UpstreamGroup] = web.AppKey("upstream", UpstreamGroup)
 UPSTREAMS: web.AppKey[Upstreams] = web.AppKey("upstreams", Upstreams)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
 RUNNER: web.AppKey[Runner] = web.AppKey("runner", Runner)
+TOOL_DESK: web.AppKey[ToolDesk] = web.AppKey("tool_desk", ToolDesk)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream"] = web.AppKey("embedded")
 
+IDENTITY: web.AppKey[Identity] = web.AppKey("identity", Identity)
 JAIL_POOL: web.AppKey[JailPool] = web.AppKey("jail_pool", JailPool)
 REPLAYS: web.AppKey[Replays] = web.AppKey("replays", Replays)
 
@@ -33,6 +43,18 @@ CODE_IMPORTS: web.AppKey[frozenset[str]] = web.AppKey("code_imports", frozenset)
 # The handlers of relayed requests under way.
 RELAYS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("relays", set)
 
+KEY_RING: web.AppKey[KeyRing] = web.AppKey("key_ring", KeyRing)
+
+REQUEST_COUNTS: web.AppKey[RequestCounts] = web.AppKey("request_counts", RequestCounts)
+LOOP_LAG: web.AppKey["LoopLag"] = web.AppKey("loop_lag")
+IMAGE_FETCH: web.AppKey["ImageFetch"] = web.AppKey("image_fetch")
+FINISHED_RUNS: web.AppKey[FinishedRuns] = web.AppKey("finished_runs", FinishedRuns)
+
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+# The caller's key, where keys are set, and its id.
+KEY_HOLDER: web.RequestKey[KeyHolder] = web.RequestKey("key_holder", KeyHolder)
+TOKEN_METER: web.RequestKey["TokenMeter"] = web.RequestKey("token_meter")
+RUN_ID: web.RequestKey[str] = web.RequestKey("run_id", str)
 API_KEY: web.RequestKey[str] = web.RequestKey("api_key", str)
+# "ok", or the code of what ended the request; absent where the response's status says all.
 OUTCOME: web.RequestKey[str] = web.RequestKey("outcome", str)

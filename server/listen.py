@@ -6,20 +6,27 @@ finish for `DRAIN_SECONDS`, ends them, and returns. A second signal ends the pro
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
 from server.app import create_app
 from server.drain import drain
+from server.http_runner import HttpRunner
+from server.keys import KEY_RING
 from server.settings import Settings
+from server.slow_clients import SlowClients
+from server.upstream_settings import BadEntry
 from streaming.agent_context import AgentFactory
 
 log = logging.getLogger("server")
 
+MAX_C_INT = 2**31 - 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -33,22 +40,26 @@ async def serve(
     app = create_app(settings, agents)
     if also is not None:
         also(app)
-    # Without handler_cancellation a handler never learns that its client left.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = HttpRunner(app)
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
         loop.add_signal_handler(number, _on_signal, told)
+    loop.add_signal_handler(signal.SIGHUP, _reload, app)
     _say_what_is_missing(settings)
+    _warn_if_open(app, settings)
     await runner.setup()
     try:
         site = _site(runner, settings)
         await site.start()
-        log.info("listening on %s", _address(runner, settings))
-        _spare_the_collector()
-        await told.wait()
-        log.info("stopping; a second signal stops at once")
-        await drain(app, settings.drain_seconds)
+        give_up_dead_peers(site, settings.stall_seconds)
+        assert runner.server is not None
+        async with SlowClients(runner.server, settings.head_seconds):
+            log.info("listening on %s", _address(runner, settings))
+            _spare_the_collector()
+            await told.wait()
+            log.info("stopping; a second signal stops at once")
+            await drain(app, settings.drain_seconds)
     finally:
         await runner.cleanup()
 
@@ -63,10 +74,34 @@ def _spare_the_collector() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+def give_up_dead_peers(site: web.BaseSite, seconds: float) -> None:
+    """Let the kernel end connections whose peer has acknowledged nothing for so long (Linux).
+
+    Accepted sockets inherit it from the listening one, which saves setting it for every stream.
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    milliseconds = min(int(seconds * 1000), MAX_C_INT)
+    server = getattr(site, "_server", None)  # aiohttp gives no other way to the sockets
+    for listening in server.sockets if server is not None and option is not None else ():
+        if listening.family != socket.AF_UNIX:
+            listening.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
+
+
 def _on_signal(told: asyncio.Event) -> None:
     if told.is_set():
+        logging.shutdown()
         os._exit(1)
     told.set()
+
+
+def _reload(app: web.Application) -> None:
+    """Read the API keys again; what cannot work changes nothing."""
+    try:
+        count = app[KEY_RING].reload()
+    except BadEntry as error:
+        log.error("API_KEYS_FILE%s; the keys stay as they were", error)
+    else:
+        log.info("API keys read again: %d", count)
 
 
 def _site(runner: web.AppRunner, settings: Settings) -> web.BaseSite:
@@ -90,3 +125,21 @@ def _say_what_is_missing(settings: Settings) -> None:
         )
     elif settings.upstream_base is not None and settings.token is None:
         log.warning("HF_TOKEN is not set: the upstream is called without a token")
+
+
+def _warn_if_open(app: web.Application, settings: Settings) -> None:
+    if app[KEY_RING].is_set or settings.unix_socket is not None or _is_loopback(settings.host):
+        return
+    log.warning(
+        "NO API KEYS: everybody who reaches %s port %d can run agents and spend the upstream's tokens; "
+        "set API_KEYS or API_KEYS_FILE, or listen on 127.0.0.1",
+        settings.host,
+        settings.port,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,4 +1,4 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`: what can be asked for. Answers when an upstream is down."""
+"""`GET /v1/models` and `GET /v1/models/{id}`: what the caller can ask for. Answers when an upstream is down."""
 
 import time
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from server.keys import AGENTS, UPSTREAMS
+from server.keys import AGENTS, KEY_HOLDER, UPSTREAMS
 from streaming.failures import ModelNotFound
 
 _STARTED = int(time.time())
@@ -31,9 +31,11 @@ async def _models(request: web.Request) -> list[dict[str, Any]]:
     for agent in request.app[AGENTS]:
         if request.app[UPSTREAMS].exact(agent) is None:
             owners[agent] = "smolgate"
+    holder = request.get(KEY_HOLDER)
     return [
         {"id": name, "object": "model", "created": _STARTED, "owned_by": owner}
         for name, owner in owners.items()
+        if holder is None or holder.may_use(name)
     ]
 
 

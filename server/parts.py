@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -17,23 +18,32 @@ from server.keys import (
     AGENTS,
     CODE_IMPORTS,
     EMBEDDED,
+    FINISHED_RUNS,
+    IDENTITY,
     JAIL_POOL,
+    KEY_RING,
     REPLAYS,
     RUNNER,
     SETTINGS,
     SUPERVISOR,
+    TOOL_DESK,
     UPSTREAM,
     UPSTREAMS,
 )
 from server.runner_choice import open_runner
 from server.upstreams import open_upstreams
 from streaming.agent_run import RunMeans
+from streaming.cancellation import StopSignal
 from streaming.interpreters.confinement import JailLimits
 from streaming.interpreters.interpreter_choice import interpreter_maker
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
+from streaming.loop_call import wait_on_loop
 from streaming.loop_model import LoopModel, ThinkOptions
+from streaming.run import Run
+from streaming.run_spec import CalledTool
 from streaming.stdout import capture_installed
 from streaming.supervisor import Limits, Supervisor
+from streaming.tool_desk import ToolDesk
 
 log = logging.getLogger("server")
 
@@ -114,13 +124,22 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
         max_per_key=settings.max_per_key,
         queue_seconds=settings.queue_seconds,
         run_seconds=settings.run_seconds,
+        max_paused=settings.max_paused,
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
+    app[TOOL_DESK] = ToolDesk(lambda: app[SUPERVISOR], wait_seconds=settings.tool_result_seconds)
     async with open_runner(app, run_means(app)) as app[RUNNER]:
-        app[SUPERVISOR] = Supervisor(app[RUNNER], limits)
+        app[SUPERVISOR] = Supervisor(
+            app[RUNNER], limits, on_end=partial(_on_run_end, app), now=app[IDENTITY].now
+        )
         with capture_installed():
             yield
             await app[SUPERVISOR].drain(0)
+
+
+def _on_run_end(app: web.Application, run: Run) -> None:
+    app[FINISHED_RUNS].keep(run)
+    app[KEY_RING].add_tokens(run.key, run.prompt_tokens + run.completion_tokens)
 
 
 def run_means(app: web.Application) -> RunMeans:
@@ -134,6 +153,9 @@ def run_means(app: web.Application) -> RunMeans:
     def make_model(**options: Any) -> LoopModel:
         return LoopModel(app[UPSTREAM], loop=loop, think=think, **options)
 
+    def ask_client(run_id: str, call: CalledTool, *, together: int, stop: StopSignal) -> str:
+        return wait_on_loop(app[TOOL_DESK].ask(run_id, call, together=together), loop, stop)
+
     return RunMeans(
         agents=app[AGENTS],
         make_model=make_model,
@@ -144,4 +166,5 @@ def run_means(app: web.Application) -> RunMeans:
         ),
         think=think,
         embedded=settings.embedded,
+        ask_client=ask_client,
     )

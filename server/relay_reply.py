@@ -6,19 +6,27 @@ the client's HTTP library reports.
 """
 
 import asyncio
-from collections.abc import Mapping
+import time
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 
+from server.bare_response import BareResponse, has_body
 from server.chat_wire import DONE, error_event
-from server.direct_reply import DirectReply
-from server.drain import counted, refuse_when_draining
+from server.direct_stream import DirectStream
+from server.drain import refuse_when_draining
 from server.errors import error_object, unexpected
-from server.keys import OUTCOME, REQUEST_ID, SETTINGS, SUPERVISOR
-from server.sse_writer import SseWriter
+from server.keys import (
+    OUTCOME,
+    RELAYS,
+    REQUEST_COUNTS,
+    REQUEST_ID,
+    SETTINGS,
+    SUPERVISOR,
+    UPSTREAMS,
+)
+from server.metered_reply import metered
 from streaming.failures import Draining, SmolgateError
-from streaming.relay import Relayed, RelayedEvents, ScrubOptions, relay
+from streaming.relay import Relayed, ScrubOptions, relay
 from streaming.upstream_group import Data, UpstreamGroup
 
 
@@ -30,48 +38,104 @@ async def send_relayed(
     upstream: UpstreamGroup,
     scrub: ScrubOptions | None,
     finishes: int = 0,
+    stream: bool = False,
 ) -> web.StreamResponse:
-    """Relay one request. Raises SmolgateError leaves before the first byte."""
+    """Relay one request; `stream`: it asks for one, so that heartbeats may come before the upstream does.
+
+    Raises SmolgateError leaves before the first byte.
+    """
     refuse_when_draining(request.app)
-    headers = request.headers.copy()
-    headers["X-Request-Id"] = request[REQUEST_ID]
-    with counted(request.app):
-        return await _send(request, path, headers, body, upstream, scrub, finishes)
-
-
-async def _send(
-    request: web.Request,
-    path: str,
-    headers: Mapping[str, str],
-    body: Data,
-    upstream: UpstreamGroup,
-    scrub: ScrubOptions | None,
-    finishes: int,
-) -> web.StreamResponse:
-    if request.query_string:
-        path = f"{path}?{request.query_string}"
-    async with relay(
-        upstream,
-        request.method,
-        path,
-        headers,
-        body,
-        scrub=scrub,
-        finishes=finishes,
-    ) as relayed:
-        relayed.headers["x-request-id"] = request[REQUEST_ID]
+    if request.rel_url.raw_query_string:
+        path = f"{path}?{request.rel_url.raw_query_string}"
+    task, relays = asyncio.current_task(), request.app[RELAYS]
+    assert task is not None
+    relays.add(task)
+    events: DirectStream | None = None
+    relayed: Relayed | None = None
+    began = time.monotonic()
+    try:
+        if stream:
+            events = await _open_stream(request)
+        relayed = await relay(
+            upstream,
+            request.method,
+            path,
+            request.headers,
+            request[REQUEST_ID],
+            body,
+            scrub=scrub,
+            finishes=finishes,
+        )
+        request.app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
+        metered(request, relayed)
         if relayed.events is not None:
-            return await _send_events(request, relayed, relayed.events)
+            return await _send_events(request, relayed, events)
+        if events is not None and events.prepared:
+            raise relayed.no_stream()
         if relayed.whole is not None:
-            return web.Response(status=relayed.status, headers=relayed.headers, body=relayed.whole)
+            return _whole(request, relayed, relayed.whole)
         return await _send_body(request, relayed)
+    except BaseException as error:
+        if events is None or not events.prepared:
+            raise
+        events.end_with(_last_words(request, error))
+        return events
+    finally:
+        relays.discard(task)
+        if events is not None:
+            events.release()
+        if relayed is not None:
+            relayed.reply.close()
+
+
+async def _open_stream(request: web.Request) -> DirectStream:
+    settings = request.app[SETTINGS]
+    stream = DirectStream(
+        request,
+        (("x-request-id", request[REQUEST_ID]),),
+        pulse=request.app[UPSTREAMS].pulse,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        stall_seconds=settings.stall_seconds,
+    )
+    await stream.tell_application(request)
+    return stream
+
+
+async def _send_events(
+    request: web.Request, relayed: Relayed, stream: DirectStream | None
+) -> web.StreamResponse:
+    """The stream on the short way where it goes that, else by pieces."""
+    assert relayed.events is not None
+    if stream is None:
+        stream = await _open_stream(request)
+    try:
+        if not stream.prepared:
+            stream.set_head(relayed.status, relayed.headers)
+        taken = relayed.reply.take() if stream.takes_frames else None
+        if taken is not None:
+            await stream.carry(taken, relayed.events)
+        else:
+            await stream.carry_pieces(relayed.event_pieces())
+    except BaseException as error:
+        if not stream.prepared:
+            raise
+        stream.end_with(_last_words(request, error))
+    finally:
+        stream.release()
+    return stream
+
+
+def _whole(request: web.Request, relayed: Relayed, body: bytes) -> web.StreamResponse:
+    if has_body(request, relayed.status):
+        return BareResponse(relayed.status, relayed.headers, body)
+    return web.Response(status=relayed.status, headers=relayed.headers, body=body)
 
 
 async def _send_body(request: web.Request, relayed: Relayed) -> web.StreamResponse:
     response = web.StreamResponse(status=relayed.status, headers=relayed.headers)
     await response.prepare(request)
     try:
-        async for data in relayed.pieces:
+        async for data in relayed.reply.pieces():
             await response.write(data)
     except SmolgateError as error:
         request[OUTCOME] = error.code or "upstream"
@@ -82,52 +146,13 @@ async def _send_body(request: web.Request, relayed: Relayed) -> web.StreamRespon
     return response
 
 
-async def _end_in_error(request: web.Request, writer: SseWriter, error: SmolgateError) -> None:
+def _last_words(request: web.Request, error: BaseException) -> bytes:
+    """How a stream ends that failed. Raises the error where nobody is there to be told."""
+    if isinstance(error, asyncio.CancelledError) and request.app[SUPERVISOR].draining:
+        error = Draining("The server is stopping.")
+    elif isinstance(error, ConnectionError) or not isinstance(error, Exception):
+        raise error
+    elif not isinstance(error, SmolgateError):
+        error = unexpected(request, error)
     request[OUTCOME] = error.code or "upstream"
-    await writer.send_events(error_event(error_object(error)) + DONE)
-
-
-async def _send_events(
-    request: web.Request, relayed: Relayed, events: RelayedEvents
-) -> web.StreamResponse:
-    settings = request.app[SETTINGS]
-    writer = SseWriter(
-        heartbeat_seconds=settings.heartbeat_seconds,
-        stall_seconds=settings.stall_seconds,
-        status=relayed.status,
-        headers=relayed.headers,
-    )
-    payload_writer = await writer.prepare(request)
-    async with writer:
-        try:
-            if not await _carry(request, writer, payload_writer, events):
-                async for data in events.pieces:
-                    await writer.send_events(data)
-        except SmolgateError as error:
-            await _end_in_error(request, writer, error)
-        except asyncio.CancelledError:
-            if not request.app[SUPERVISOR].draining:
-                raise
-            await _end_in_error(request, writer, Draining("The server is stopping."))
-        except ConnectionError:
-            raise
-        except Exception as error:  # noqa: BLE001 - logged there
-            await _end_in_error(request, writer, unexpected(request, error))
-        await writer.write_eof()
-    return writer
-
-
-async def _carry(
-    request: web.Request,
-    writer: SseWriter,
-    payload_writer: AbstractStreamWriter | None,
-    events: RelayedEvents,
-) -> bool:
-    """The stream on the short way; False where that cannot be gone."""
-    if events.handler is None or payload_writer is None or not writer.chunked:
-        return False
-    stall_seconds = request.app[SETTINGS].stall_seconds
-    reply = DirectReply(
-        request, payload_writer, events.handler, events.stage, stall_seconds=stall_seconds
-    )
-    return await reply.carry()
+    return error_event(error_object(error)) + DONE

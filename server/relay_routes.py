@@ -7,6 +7,7 @@ agents' upstream, and streams up as it comes. An agent's id is refused: agents a
 
 from aiohttp import web
 
+from server.auth import allow_work
 from server.chat_request import route_of
 from server.keys import UPSTREAMS
 from server.relay_reply import send_relayed
@@ -52,6 +53,7 @@ async def relay_route(request: web.Request) -> web.StreamResponse:
         upstream=route.group,
         scrub=route.scrub if is_text else None,
         finishes=asked.choices if is_text else 0,
+        stream=bool(asked.stream),
     )
 
 
@@ -63,12 +65,11 @@ def _is_json(request: web.Request, path: str) -> bool:
 
 def _route_to(request: web.Request, model: str | None) -> UpstreamRoute:
     upstreams = request.app[UPSTREAMS]
-    if model is None:
-        return upstreams.default
-    route = upstreams.find(model)
+    route = upstreams.default if model is None else upstreams.find(model)
     if route is None:
         raise ModelNotFound(
             f"The model '{model}' is not served here: this route takes an upstream's model.",
             param="model",
         )
+    allow_work(request, route.model)
     return route

@@ -1,8 +1,8 @@
 """One line per request, under its id.
 
 In: every request. Out: an `x-request-id` on every response (the caller's own, where it is harmless)
-and, when the response is over, one log line with method, path, status, seconds and outcome. Never a
-prompt, a header or a key.
+and, when the response is over, it is counted and has one log line with method, path, status, seconds,
+outcome and ids. Never a prompt, a header or a key.
 """
 
 import asyncio
@@ -14,15 +14,14 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from server.keys import OUTCOME, REQUEST_ID
+from server.access_line import ACCESS_LINES, RequestEnd, plain
+from server.keys import API_KEY, OUTCOME, REQUEST_COUNTS, REQUEST_ID, RUN_ID, SETTINGS
+from server.outcomes import CLIENT_GONE, outcome_of
 from server.sse_writer import ClientStalled
 
 log = logging.getLogger("server.access")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-# What nginx logs for a client that left before there was a response.
-CLIENT_GONE = 499
 
 _HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -31,7 +30,7 @@ _HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 async def request_log_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id and log it at its end, however it ends."""
     given = request.headers.get("X-Request-Id", "")
-    request_id = given if _HARMLESS_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    request_id = given if _HARMLESS_ID.fullmatch(given) else new_request_id()
     request[REQUEST_ID] = request_id
     began = time.monotonic()
     status = CLIENT_GONE
@@ -46,22 +45,17 @@ async def request_log_middleware(request: web.Request, handler: Handler) -> web.
         request[OUTCOME] = "client_stalled"
         raise asyncio.CancelledError from None
     finally:
+        seconds = time.monotonic() - began
+        path, code = request.rel_url.raw_path, request.get(OUTCOME)
+        outcome = outcome_of(status, code)
+        request.app[REQUEST_COUNTS].note(path, status, outcome, seconds)
         if log.isEnabledFor(logging.INFO):
-            # `path` is percent-encoded by the caller or refused by aiohttp: it holds no line break.
-            log.info(
-                "%s %s %d %.3fs %s %s",
-                request.method,
-                request.rel_url.raw_path,
-                status,
-                time.monotonic() - began,
-                request.get(OUTCOME) or _outcome_of(status),
-                request_id,
+            ids = request_id, request.get(RUN_ID), request.get(API_KEY)
+            end = RequestEnd(
+                request.method, plain(path), status, round(seconds, 6), outcome, *ids, code
             )
+            log.info("%s", ACCESS_LINES[request.app[SETTINGS].log_format](end))
 
 
-def _outcome_of(status: int) -> str:
-    if status < 400:
-        return "ok"
-    if status == CLIENT_GONE:
-        return "client_gone"
-    return "refused" if status < 500 else "failed"
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"

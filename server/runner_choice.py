@@ -37,7 +37,7 @@ async def open_runner(app: web.Application, means: RunMeans) -> AsyncIterator[Ru
         async with _ray_runner(app, means) as cluster:
             yield cluster
     else:
-        threads = ThreadRunner(means, max_threads=settings.max_running)
+        threads = ThreadRunner(means, max_threads=settings.max_running + settings.max_paused)
         try:
             yield threads
         finally:

@@ -1,15 +1,17 @@
 """`GET /v1/runs`, `GET /v1/runs/{id}`, `POST /v1/runs/{id}/cancel`: what runs now, and an end to it.
 
-A run's id is the id of its chat completion. A caller sees the runs of its own key.
+A run's id is the id of its chat completion, the first of them where it paused. A caller sees the runs of its own
+key; one that has ended can be asked for a while longer.
 """
 
-import time
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from server.keys import API_KEY, SUPERVISOR
+from server.finished_runs import run_object
+from server.keys import API_KEY, FINISHED_RUNS, SUPERVISOR
+from server.run_ids import run_id_of
 from streaming.failures import RunNotFound, RunStopped
 from streaming.run import Run
 
@@ -20,8 +22,9 @@ async def list_runs(request: web.Request) -> web.Response:
 
 
 async def get_run(request: web.Request) -> web.Response:
-    """One run that has not ended. Raises RunNotFound."""
-    return _json(run_object(_run_of(request)))
+    """One run, also after its end. Raises RunNotFound."""
+    ended = request.app[FINISHED_RUNS].find(request.match_info["id"], request.get(API_KEY, ""))
+    return _json(ended if ended is not None else run_object(_run_of(request)))
 
 
 async def cancel_run(request: web.Request) -> web.Response:
@@ -31,28 +34,8 @@ async def cancel_run(request: web.Request) -> web.Response:
     return _json(run_object(run))
 
 
-def run_object(run: Run) -> dict[str, Any]:
-    """A run as JSON; times in seconds since the epoch, `seconds` since it was started."""
-    return {
-        "id": run.id,
-        "object": "run",
-        "agent": run.spec.agent,
-        "status": run.state,
-        "created": int(run.created),
-        "started": int(run.started) if run.started else None,
-        "seconds": round(time.time() - run.started, 3) if run.started else 0.0,
-        "step": run.steps,
-        "usage": {
-            "prompt_tokens": run.prompt_tokens,
-            "completion_tokens": run.completion_tokens,
-            "total_tokens": run.prompt_tokens + run.completion_tokens,
-        },
-        "outcome": run.outcome,
-    }
-
-
 def _run_of(request: web.Request) -> Run:
-    run = request.app[SUPERVISOR].runs.get(request.match_info["id"])
+    run = request.app[SUPERVISOR].runs.get(run_id_of(request.match_info["id"]))
     if run is None or not _is_callers(request, run):
         raise RunNotFound("There is no such run, or it has ended.", param="id")
     return run

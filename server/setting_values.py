@@ -7,6 +7,7 @@ name, the value (secrets apart) and what is allowed.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from server.upstream_settings import BadEntry
@@ -100,11 +101,24 @@ def tag_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def api_keys(text: str) -> tuple[str, ...]:
-    keys = tuple(key.strip() for key in text.split(",") if key.strip())
-    if not keys or not all(key.isascii() and key.isprintable() for key in keys):
+def origins(text: str) -> tuple[str, ...]:
+    """Origins by commas, or `*`."""
+    found = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    pattern = r"[a-z][a-z0-9+.-]*://[^\s/@?#,]+"
+    if not found or (found != ("*",) and not all(re.fullmatch(pattern, one) for one in found)):
         raise ValueError
-    return keys
+    return found
+
+
+def secret_file(text: str) -> str:
+    """The secret that a file holds. Raises BadEntry."""
+    try:
+        secret = Path(text).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        raise BadEntry(f" is {text!r}, which cannot be read; allowed is a file") from None
+    if not re.fullmatch(r"[!-~]+", secret):
+        raise BadEntry(f" is {text!r}; allowed is a file of one line, printable ASCII")
+    return secret
 
 
 def agents(text: str) -> dict[str, str]:

@@ -9,8 +9,10 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from sanitize.think import Mode
+from server.api_keys import hashed, load_keys
 from server.setting_values import BadSetting
 from server.settings_table import DEFAULT_AGENT, DEFAULT_MODEL, EMBEDDED_MODEL, SETTINGS
 from server.upstream_settings import (
@@ -31,6 +33,7 @@ class Settings:
 
     upstream_base: str | None
     token: str | None = field(repr=False)
+    token_file: str | None = field(repr=False)  # what it holds
     model: str
     upstreams: tuple[UpstreamEntry, ...]
     port: int
@@ -46,6 +49,7 @@ class Settings:
     think_starts_open: bool
     reasoning_format: str
     heartbeat_seconds: float
+    padding_seconds: float
     max_running: int
     max_queued: int
     queue_seconds: float
@@ -62,6 +66,9 @@ class Settings:
     breaker_seconds: float
     stall_seconds: float
     max_per_key: int
+    max_paused: int
+    tool_result_seconds: float
+    plain_ui_tasks: bool
     idempotency_seconds: float
     runner: str
     process_memory_bytes: int
@@ -76,7 +83,15 @@ class Settings:
     on_disconnect: float
     drain_seconds: float
     max_body_bytes: int
-    api_keys: tuple[str, ...] = field(repr=False)
+    api_keys: tuple[str, ...] = field(repr=False)  # their hashes
+    api_keys_file: str | None
+    metrics_public: bool
+    cors_origins: tuple[str, ...]
+    image_urls: bool
+    head_seconds: float
+    log_format: str
+    otlp_endpoint: str | None
+    trace_content: bool
 
     @property
     def embedded(self) -> bool:
@@ -129,9 +144,24 @@ class Settings:
         )
 
 
+def secrets_of(settings: Settings) -> tuple[str, ...]:
+    """What must appear in no log."""
+    known = settings.upstream_options()
+    tokens = [options.token for options in known]
+    passwords = [urlsplit(options.base).password for options in known if options.base]
+    return tuple(secret for secret in (*tokens, *passwords) if secret)
+
+
 def make_settings(**values: Any) -> Settings:
     """Settings with the table's defaults where `values` has none. Raises BadSetting."""
     settings = Settings(**{setting.attribute: setting.default for setting in SETTINGS} | values)
+    if settings.token is None and settings.token_file is not None:
+        settings = replace(settings, token=settings.token_file)
+    settings = replace(settings, api_keys=hashed(settings.api_keys))
+    try:
+        load_keys(settings.api_keys, settings.api_keys_file)
+    except BadEntry as error:
+        raise BadSetting(f"API_KEYS_FILE{error}") from None
     if settings.model is None:
         model = EMBEDDED_MODEL if settings.upstream_base is None else DEFAULT_MODEL
         settings = replace(settings, model=model)

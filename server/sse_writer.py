@@ -8,8 +8,17 @@ time-out for dead peers; events are written here as they are, several in one wri
 import asyncio
 from collections.abc import Mapping
 
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import HttpVersion11
 from aiohttp_sse import EventSourceResponse
 
+SSE_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+PING = b": ping\n\n"
 # A client that takes nothing for this long, its buffers full, is given up.
 STALL_SECONDS = 60.0
 # aiohttp's writer waits for nothing below this.
@@ -40,9 +49,13 @@ class SseWriter(EventSourceResponse):
         )
         self._stall_seconds = stall_seconds
         self.headers.update(headers or {})
-        self.headers["Content-Type"] = "text/event-stream"
-        self.headers["Cache-Control"] = "no-cache, no-transform"
-        self.headers["X-Accel-Buffering"] = "no"
+        self.headers.update(SSE_HEADERS)
+        del self.headers["Connection"]  # aiohttp knows whether it is kept
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        if request.version < HttpVersion11:
+            self.force_close()  # there the end of a stream is the end of its connection
+        return await super().prepare(request)
 
     async def send_events(self, data: bytes) -> None:
         """Write whole events. Raises ConnectionError when the client left, or stalls."""

@@ -11,7 +11,7 @@ import time
 import msgspec
 
 from streaming.failures import SmolgateError
-from streaming.upstream import Upstream, pieces_of
+from streaming.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +68,15 @@ class UpstreamModels:
 
     async def _read(self) -> list[str]:
         body = bytearray()
-        async with self._upstream.request("GET", "/models", headers={}) as response:
-            if response.status != 200:
-                raise ValueError(f"status {response.status}")
-            async for data in pieces_of(response):
+        reply = await self._upstream.send("GET", "/models")
+        try:
+            await reply.head()
+            if reply.status != 200:
+                raise ValueError(f"status {reply.status}")
+            async for data in reply.pieces():
                 body += data
                 if len(body) > MAX_LIST_BYTES:
                     raise ValueError("the list is too long")
+        finally:
+            reply.close()
         return [model.id for model in msgspec.json.decode(body, type=_ModelList).data]

@@ -31,6 +31,7 @@ class UpstreamEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
     token: str | None = None
     token_env: str | None = None
+    token_file: str | None = None
     strip_prefix: str = ""
     nothink_directive: str | None = None
     nothink_body: dict[str, Any] = {}
@@ -142,8 +143,11 @@ def _check(entry: UpstreamEntry, where: str) -> None:
             raise BadEntry(f"{where}.strip_prefix is {model!r}; allowed is less than a whole id")
     if entry.name is not None and not re.fullmatch(r"[\w.:/-]{1,64}", entry.name):
         raise BadEntry(f"{where}.name is {entry.name!r}; allowed are letters, digits and . _ : / -")
-    if entry.token is not None and entry.token_env is not None:
-        raise BadEntry(f"{where} has token and token_env; allowed is one of them")
+    given = [entry.token, entry.token_env, entry.token_file]
+    if sum(one is not None for one in given) > 1:
+        raise BadEntry(
+            f"{where} has more than one of token, token_env and token_file; allowed is one of them"
+        )
     if entry.token is not None and not _can_be_sent(entry.token):
         raise BadEntry(f"{where}.token is (hidden); allowed is printable ASCII without blanks")
 
@@ -153,7 +157,17 @@ def _can_be_sent(token: str) -> bool:
 
 
 def with_token(entry: UpstreamEntry, index: int, environment: Mapping[str, str]) -> UpstreamEntry:
-    """The entry with the token that `token_env` names. Raises BadEntry where there is none."""
+    """The entry with the token that it only names. Raises BadEntry where there is none."""
+    if entry.token_file is not None:
+        try:
+            token = Path(entry.token_file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            token = ""
+        if not _can_be_sent(token):
+            raise BadEntry(
+                f"[{index}].token_file is {entry.token_file!r}; allowed is a file that holds a token"
+            )
+        return msgspec.structs.replace(entry, token=token, token_file=None)
     if entry.token_env is None:
         return entry
     token = environment.get(entry.token_env, "").strip()

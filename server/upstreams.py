@@ -16,8 +16,9 @@ from server.settings import Settings
 from server.upstream_models import UpstreamModels
 from server.upstream_settings import NOTHINK, UpstreamOptions
 from streaming.circuit_breaker import CircuitBreaker, State
+from streaming.pulse import Pulse
 from streaming.relay import ScrubOptions
-from streaming.silence_watch import SilenceLimits
+from streaming.silence_watch import LOOKS, SilenceLimits
 from streaming.upstream import Patience, Target, Upstream, open_upstream
 from streaming.upstream_group import GroupMember, RetryLimits, UpstreamGroup
 
@@ -71,10 +72,11 @@ class _Known:
 
 
 class Upstreams:
-    """Owned by `open_upstreams`."""
+    """Owned by `open_upstreams`. `pulse` watches over all that is relayed."""
 
-    def __init__(self, settings: Settings, known: Sequence[_Known]) -> None:
+    def __init__(self, settings: Settings, known: Sequence[_Known], pulse: Pulse) -> None:
         self._settings = settings
+        self.pulse = pulse
         self._known = tuple(known)
         self._exact: dict[str, UpstreamRoute] = {}
         ids = dict.fromkeys((settings.model, *_exact_ids(known)))
@@ -106,6 +108,13 @@ class Upstreams:
     def states(self) -> dict[str, State]:
         return {known.options.name: known.breaker.state for known in self._known}
 
+    def exchanges(self) -> dict[str, tuple[int, int]]:
+        """How many exchanges with each upstream went well, and how many did not."""
+        return {
+            known.options.name: (known.breaker.succeeded_total, known.breaker.failed_total)
+            for known in self._known
+        }
+
     async def ids(self) -> list[str]:
         """All ids: those written down, and what upstreams with prefixes have; each with `-nothink`."""
         lists = await asyncio.gather(*(known.models.ids() for known in self._known))
@@ -130,6 +139,7 @@ class Upstreams:
                     settings.relay_first_byte_seconds, settings.relay_idle_seconds
                 ),
                 patience=Patience(settings.first_token_seconds, settings.token_idle_seconds),
+                pulse=self.pulse,
             ),
             options={known.options.name: known.options for known in serving},
             tag_names=settings.think_tags,
@@ -145,14 +155,17 @@ async def open_upstreams(
     settings: Settings, embedded: "EmbeddedUpstream | None"
 ) -> AsyncIterator[Upstreams]:
     """All that the settings name; `embedded` stands for one without a base."""
+    shortest = min(
+        settings.relay_first_byte_seconds, settings.relay_idle_seconds, settings.heartbeat_seconds
+    )
+    pulse = Pulse(shortest / LOOKS)
     async with AsyncExitStack() as stack:
-        yield Upstreams(
-            settings,
-            [
-                await _open(stack, settings, options, embedded)
-                for options in settings.upstream_options()
-            ],
-        )
+        stack.callback(pulse.close)
+        known = [
+            await _open(stack, settings, options, embedded)
+            for options in settings.upstream_options()
+        ]
+        yield Upstreams(settings, known, pulse)
 
 
 async def _open(
@@ -171,7 +184,12 @@ async def _open(
     if options.base is None and embedded is not None:
         wait_ready = partial(embedded.wait_ready, EMBEDDED_WAIT_SECONDS)
     upstream = await stack.enter_async_context(
-        open_upstream(target, wait_ready=wait_ready, connect_seconds=settings.connect_seconds)
+        open_upstream(
+            target,
+            wait_ready=wait_ready,
+            connect_seconds=settings.connect_seconds,
+            direct=settings.otlp_endpoint is None,  # traces are told by the session
+        )
     )
     models = UpstreamModels(options.name, upstream, wanted=options.has_prefixes)
     stack.push_async_callback(models.close)

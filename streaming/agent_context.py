@@ -15,6 +15,7 @@ from smolagents import CodeAgent, LocalPythonExecutor, LogLevel, MultiStepAgent
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
 from streaming.loop_model import LoopModel, TappedModel, ThinkOptions
+from streaming.tool_timing import time_code_tools, time_named_tools
 
 AgentFactory = Callable[..., MultiStepAgent]
 
@@ -35,11 +36,16 @@ class MakeInterpreter(Protocol):
 
 @dataclass(frozen=True)
 class AgentContext:
-    """Passed to every factory. `make_model(shape=…, **options)` makes a model with call options."""
+    """Passed to every factory. `make_model(shape=…, **options)` makes a model with call options.
+
+    `user` and `metadata` are the request's.
+    """
 
     run_id: str
     make_model: Callable[..., LoopModel]
     embedded: bool
+    user: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -85,6 +91,8 @@ def fit_agent(
                 max_print_outputs_length=member.python_executor.max_print_outputs_length,
                 additional_functions=member.python_executor.additional_functions,
             )
+            time_code_tools(member.python_executor, channel.send)
+        time_named_tools(member, channel.send)
 
 
 def family_of(agent: MultiStepAgent) -> Iterator[MultiStepAgent]:

@@ -5,7 +5,7 @@ one is `Final` or `Failure`. It never raises but for what would end the thread a
 """
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,11 @@ from streaming.agent_context import (
     family_of,
     fit_agent,
 )
+from streaming.answer_check import AnswerCheck, AnswerRefused
 from streaming.cancellation import RunCancelled, StopSignal
 from streaming.channel import Channel
+from streaming.client_tools import offer_tools, python_name
+from streaming.effort import set_effort
 from streaming.events import Event, Failure, Final, Print, Started, Stdout
 from streaming.failures import (
     AgentFailed,
@@ -30,10 +33,12 @@ from streaming.failures import (
     Unavailable,
     UpstreamRefused,
 )
+from streaming.history import remember
 from streaming.loop_model import LoopModel, ThinkOptions
-from streaming.run_spec import RunSpec
+from streaming.pictures import pictures
+from streaming.run_spec import CalledTool, RunSpec
 from streaming.stdout import captured
-from streaming.steps import StepReader, memory_of, pictures
+from streaming.steps import StepReader
 from streaming.upstream import NOT_NOW
 
 log = logging.getLogger(__name__)
@@ -41,13 +46,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunMeans:
-    """What every run of a worker shares: the factories and how to make models and interpreters."""
+    """What every run of a worker shares: the factories and how to make models and interpreters.
+
+    `ask_client(run_id, call, together=…, stop=…)` waits in the run's thread for what a client's tool gives;
+    without it no run has such tools.
+    """
 
     agents: dict[str, AgentFactory]
     make_model: Callable[..., LoopModel]
     make_interpreter: MakeInterpreter
     think: ThinkOptions
     embedded: bool
+    ask_client: Callable[..., str] | None = None
 
 
 def drive(spec: RunSpec, means: RunMeans, channel: Channel, stop: StopSignal) -> None:
@@ -57,6 +67,8 @@ def drive(spec: RunSpec, means: RunMeans, channel: Channel, stop: StopSignal) ->
             channel.finish(_Drive(spec, means, channel, stop).run())
     except RunCancelled:
         channel.finish(Failure("The run was stopped.", code="run_stopped"))
+    except AnswerRefused as refused:
+        channel.finish(failure_of(AgentFailed(str(refused), code="answer_refused")))
     except SmolgateError as error:
         channel.finish(failure_of(error))
     except BaseException as error:
@@ -73,15 +85,20 @@ class _Drive:
         self._channel = channel
         self._stop = stop
         self._printed_live = False
+        self._reader = StepReader(writes_code=False)
+        self._called: set[str] = set()
 
     def run(self) -> Event:
         context = AgentContext(
             run_id=self._spec.run_id,
             make_model=self._make_model,
             embedded=self._means.embedded,
+            user=self._spec.user,
+            metadata=self._spec.metadata,
         )
         with captured(_log_building):  # what libraries say while an agent is built is no reasoning
             agent = call_factory(self._means.agents[self._spec.agent], context)
+        self._reader = StepReader(writes_code=isinstance(agent, CodeAgent))
         try:
             self._fit(agent)
             return self._iterate(agent)
@@ -98,7 +115,26 @@ class _Drive:
             make_interpreter=self._means.make_interpreter,
             on_print=self._on_print,
         )
+        if self._spec.effort is not None:
+            set_effort(agent, self._spec.effort, can_plan=not self._means.embedded)
+        if self._spec.tools:
+            self._offer_tools(agent)
         self._channel.send(Started(self._spec.agent, getattr(agent, "code_block_tags", None)))
+
+    def _offer_tools(self, agent: MultiStepAgent) -> None:
+        ask_client = self._means.ask_client
+        if ask_client is None:
+            raise InvalidRequest("'tools' cannot be used with this RUNNER.", param="tools")
+        names = {python_name(tool.name) for tool in self._spec.tools}
+
+        def ask(call: CalledTool) -> str:
+            self._called.add(python_name(call.name))
+            # Code makes one call after the other; an agent that calls by name makes a step's at once.
+            at_once = sum(name in names for name in self._reader.calls)
+            together = at_once if at_once and self._spec.parallel_tool_calls else 1
+            return ask_client(self._spec.run_id, call, together=together, stop=self._stop)
+
+        offer_tools(agent, self._spec.tools, ask, self._stop)
 
     def _make_model(self, **options: Any) -> LoopModel:
         return self._means.make_model(
@@ -110,19 +146,18 @@ class _Drive:
         self._channel.send(Print(text))
 
     def _iterate(self, agent: MultiStepAgent) -> Event:
-        reader = StepReader(writes_code=isinstance(agent, CodeAgent))
+        spec = self._spec
+        reader = self._reader
+        must_call = [python_name(name) for name in spec.must_call]
+        check = AnswerCheck(spec.answer_format, must_call, self._called, self._stop)
+        check.install(agent)
         try:
-            images = pictures(self._spec.images) or None
-            agent.memory.steps = memory_of(self._spec.history)
+            images = pictures(spec.images) or None
+            remember(agent, spec.history)
         except ValueError as error:
             raise InvalidRequest(f"In 'messages', {error}.", param="messages") from None
-        items = agent.run(
-            self._spec.task,
-            stream=True,
-            reset=False,
-            images=images,
-            max_steps=self._spec.max_steps,
-        )
+        task = "\n\n".join(part for part in (spec.task, check.instructions()) if part)
+        items = agent.run(task, stream=True, reset=False, images=images, max_steps=spec.max_steps)
         try:
             for item in items:
                 for event in reader.events(item, printed_live=self._printed_live):
@@ -136,7 +171,21 @@ class _Drive:
         # At max_steps smolagents turns a model's error into the answer's text.
         if agent.model.failure is not None:
             raise _model_failure(agent.model.failure)
-        return Final(reader.answer)
+        try:
+            answer = check.passed(reader.answer, agent, task)
+        except Exception as error:
+            raise _model_failure(error) from error
+        cut = reader.ran_out_of_steps and agent.model.finish_reason == "length"
+        return Final(_until_stop(answer, spec.stop), cut)
+
+
+def _until_stop(answer: str | None, stops: Sequence[str]) -> str | None:
+    """The answer before the first of the texts that are to end it."""
+    if answer is None:
+        return None
+    for stop in stops:
+        answer = answer.partition(stop)[0]
+    return answer
 
 
 def _log_building(text: str) -> None:

@@ -44,9 +44,19 @@ class ChannelStatistics:
 
 
 class Channel:
-    """One run's channel. Create it on the event loop that will receive."""
+    """One run's channel. Create it on the event loop that will receive.
 
-    def __init__(self, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> None:
+    `tap` is called with every event that is put in, in the sender's thread, one at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_events: int = MAX_EVENTS,
+        max_bytes: int = MAX_BYTES,
+        tap: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._tap = tap
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._lock = threading.Lock()
@@ -153,6 +163,8 @@ class Channel:
 
     def _append(self, event: Event) -> None:
         self._sent += 1
+        if self._tap is not None:
+            self._tap(event)
         size = event_bytes(event)
         if len(self._items) > MERGE_ABOVE and size < MAX_MERGED_BYTES:
             last = self._items[-1]

@@ -7,11 +7,16 @@ with a server-sent event, so that something else may be put in between; or their
 
 import re
 from functools import lru_cache
+from typing import Protocol, cast
 
 # A size line longer than this is an attack, or no chunked coding at all.
 MAX_SIZE_LINE = 256
 MAX_KNOWN_SIZES = 1024
-_EXTENSION_OR_HEX = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
+# Frames below this size are walked by one regular expression, a chat chunk's among them: 200 of them in
+# 10 µs rather than 95. Making it takes 12 ms; each doubling of the size doubles that.
+RUN_BELOW_BYTES = 0x400
+LAST_FRAME = b"0\r\n\r\n"
+_EXTENSION_OR_HEX = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
 class FramingError(ValueError):
@@ -23,19 +28,24 @@ class ChunkedFrames:
 
     def __init__(self, *, max_held_bytes: int) -> None:
         self._max_held = max_held_bytes
-        self._held = bytearray()  # an unfinished frame
+        self.held = bytearray()  # an unfinished frame
         self.ended = False
+        self.each_ends_an_event = False  # each frame that `feed_aligned` returned last
 
     def feed_aligned(self, data: bytes) -> bytes | None:
         """The frames themselves, where all are whole and end with an event; else None, and nothing
         was taken. Raises FramingError.
         """
-        if self._held or self.ended:
+        if self.held or self.ended:
             return None
-        line_end = data.find(b"\r\n", 0, MAX_SIZE_LINE)
-        size = _size_of(data[:line_end]) if line_end > 0 else 0
-        if size >= 2 and size == len(data) - line_end - 4 and data.endswith(b"\n\n\r\n"):
-            return data  # one event in one frame
+        self.each_ends_an_event = True
+        end = run_pattern().match(data).end()
+        if end == len(data):
+            return data
+        if data.startswith(LAST_FRAME, end) and end + len(LAST_FRAME) == len(data):
+            self.ended = True
+            return data[:end]
+        self.each_ends_an_event = False
         boundary, walked, ended = self._walk(data, None)
         if walked != boundary or not (ended or boundary == len(data)):
             return None
@@ -46,17 +56,17 @@ class ChunkedFrames:
         """The payload of the frames that are whole. Raises FramingError."""
         payload: list[bytes] = []
         whole: bytes | bytearray = data
-        if self._held:
-            self._held += data
-            whole = self._held
+        if self.held:
+            self.held += data
+            whole = self.held
         _, walked, self.ended = self._walk(whole, payload)
         if self.ended:
-            self._held.clear()
-        elif whole is self._held:
-            del self._held[:walked]
+            self.held.clear()
+        elif whole is self.held:
+            del self.held[:walked]
         elif walked < len(data):
-            self._held += data[walked:]
-        if len(self._held) > self._max_held:
+            self.held += data[walked:]
+        if len(self.held) > self._max_held:
             raise FramingError(f"a chunk of more than {self._max_held} bytes")
         return b"".join(payload)
 
@@ -106,6 +116,37 @@ class ChunkedFrames:
         return True
 
 
+def run_end(data: bytes, start: int, end: int) -> int:
+    """How far frames go from `start` on, until `end` at most, of which each ends with an event."""
+    return run_pattern().match(data, start, end).end()
+
+
+class RunPattern(Protocol):
+    """A pattern that matches nothing at the least."""
+
+    def match(self, data: bytes, start: int = 0, end: int = ..., /) -> re.Match[bytes]: ...
+
+
+@lru_cache(1)  # made when it is first needed
+def run_pattern() -> RunPattern:
+    """Frames in a row, each of which ends with an event: sizes are told apart digit by digit, and `.{n}` is a step and not a walk."""
+    by_lead: dict[str, list[str]] = {}
+    for size in range(2, RUN_BELOW_BYTES):
+        lead, digit = f"{size:x}"[:-1], f"{size:x}"[-1]
+        frame = rf"{_any_case(digit)}\r\n.{{{size - 2}}}\n\n\r\n"
+        by_lead.setdefault(lead, []).append(frame)
+    by_first: dict[str, list[str]] = {}
+    for lead, frames in by_lead.items():
+        rest = "".join(map(_any_case, lead[1:]))
+        by_first.setdefault(lead[:1], []).append(f"{rest}(?:{'|'.join(frames)})")
+    sizes = (f"{_any_case(first)}(?:{'|'.join(rows)})" for first, rows in by_first.items())
+    return cast(RunPattern, re.compile(f"(?:{'|'.join(sizes)})*+".encode(), re.DOTALL))
+
+
+def _any_case(digit: str) -> str:
+    return f"[{digit}{digit.upper()}]" if digit.isalpha() else digit
+
+
 def frame_of(payload: bytes) -> bytes:
     """One frame, none for nothing."""
     return b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
@@ -116,11 +157,16 @@ def payload_of(frames: bytes) -> bytes:
     payload = []
     position = 0
     while position < len(frames):
-        line_end = frames.index(b"\r\n", position)
-        size = _size_of(frames[position:line_end])
-        payload.append(frames[line_end + 2 : line_end + 2 + size])
-        position = line_end + 4 + size
+        one, position = first_frame(frames, position)
+        payload.append(one)
     return b"".join(payload)
+
+
+def first_frame(frames: bytes, start: int) -> tuple[bytes, int]:
+    """The payload of the whole frame that begins at `start`, and where it ends."""
+    line_end = frames.index(b"\r\n", start)
+    end = line_end + 2 + _size_of(frames[start:line_end])
+    return frames[line_end + 2 : end], end + 2
 
 
 @lru_cache(MAX_KNOWN_SIZES)  # most sizes come again

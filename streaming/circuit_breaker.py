@@ -12,13 +12,17 @@ State = Literal["ok", "open", "half-open"]
 
 
 class CircuitBreaker:
-    """`failures` in a row open it for `seconds`; 0 failures never do. `clock` is in seconds."""
+    """`failures` in a row open it for `seconds`; 0 failures never do. `clock` is in seconds.
+
+    `succeeded_total` and `failed_total` count all exchanges that told something.
+    """
 
     def __init__(self, failures: int, seconds: float, clock: Callable[[], float]) -> None:
         self._limit = failures
         self._seconds = seconds
         self._clock = clock
         self._failures = 0
+        self.succeeded_total = self.failed_total = 0
         self._shut_until: float | None = None  # None: it is closed, as circuits say
         self._probing = False
 
@@ -44,11 +48,13 @@ class CircuitBreaker:
         return True
 
     def succeeded(self) -> None:
+        self.succeeded_total += 1
         self._failures = 0
         self._shut_until = None
         self._probing = False
 
     def failed(self) -> None:
+        self.failed_total += 1
         self._failures += 1
         is_old_news = self._shut_until is not None and not self._probing
         if self._limit and self._failures >= self._limit and not is_old_news:

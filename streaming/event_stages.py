@@ -9,8 +9,17 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from sanitize.deltas import DeltaScrubber
-from streaming.chunk_framing import ChunkedFrames, FramingError, frame_of, payload_of
+import msgspec
+
+from sanitize.deltas import DeltaScrubber, Openers
+from streaming.chunk_framing import (
+    ChunkedFrames,
+    FramingError,
+    first_frame,
+    frame_of,
+    payload_of,
+    run_end,
+)
 from streaming.failures import UpstreamFailed
 from streaming.json_codec import decode_json, encode_json
 from streaming.sse_parser import MAX_EVENT_BYTES, EventTooLarge, SseEvent, SseParser
@@ -18,10 +27,8 @@ from streaming.sse_parser import MAX_EVENT_BYTES, EventTooLarge, SseEvent, SsePa
 # Inside JSON strings quotes are escaped, so that what a model writes never looks like these.
 _DONE = re.compile(rb"^data: ?\[DONE\]|^data: ?\{\"error\"\s*:\s*[{\"]", re.MULTILINE)
 _FINISHED = re.compile(rb"\"finish_reason\"\s*:\s*\"[^\"]")
-# How nearly all streams end, plain and in a chunked frame of its own. A line feed is never raw in JSON.
-_ENDS = (b"\ndata: [DONE]\n\n", b"\ndata: [DONE]\n\n\r\n")
-# Where a tag may begin; DeltaScrubber.passes says whether one really might.
-_OPENER = re.compile(rb"[<&\\]")
+# How nearly all streams end. A line feed is never raw in JSON.
+_END = b"\ndata: [DONE]\n\n\r\n"
 # The finish stands near the end, with at most a usage chunk behind it.
 MAX_TAIL_BYTES = 64 * 1024
 
@@ -37,29 +44,33 @@ class StreamEnd:
         self._finishes = finishes
         self._finished: set[Any] = set()  # indexes of choices
         self._done = finishes <= 0
-        self._tail: deque[tuple[bytes, bool]] = deque()
+        self._tail: deque[bytes] = deque()  # frames
         self._tail_bytes = 0
 
-    def see(self, events: bytes, *, framed: bool = False) -> None:
-        """Look at whole events, or whole chunked frames of them."""
-        if self._done or not events:
+    def see(self, events: bytes) -> None:
+        """Look at whole events."""
+        if events:
+            self.see_frames(frame_of(events))
+
+    def see_frames(self, frames: bytes) -> None:
+        """Look at whole events in their chunked frames."""
+        if self._done:
             return
         if self._finishes > 1:
-            self._count(payload_of(events) if framed else events)
+            self._count(payload_of(frames))
             return
-        self._tail.append((events, framed))
-        self._tail_bytes += len(events)
+        self._tail.append(frames)
+        self._tail_bytes += len(frames)
         if self._tail_bytes > 2 * MAX_TAIL_BYTES:
-            while self._tail_bytes - len(self._tail[0][0]) > MAX_TAIL_BYTES:
-                self._tail_bytes -= len(self._tail.popleft()[0])
+            while self._tail_bytes - len(self._tail[0]) > MAX_TAIL_BYTES:
+                self._tail_bytes -= len(self._tail.popleft())
 
     def check(self) -> None:
         """Raises UpstreamFailed where something is missing."""
-        if not self._done and self._tail and self._tail[-1][0].endswith(_ENDS):
+        if not self._done and self._tail and self._tail[-1].endswith(_END):
             return
         if not self._done:
-            tail = [payload_of(data) if framed else data for data, framed in self._tail]
-            self._count(b"".join(tail))
+            self._count(b"".join(map(payload_of, self._tail)))
         if not self._done:
             raise UpstreamFailed("The upstream ended its reply before it was complete.")
 
@@ -90,6 +101,7 @@ class VerbatimEvents:
 
     def __init__(self, finishes: int) -> None:
         self._end = StreamEnd(finishes)
+        self._see_frames = self._end.see_frames
         self._held: list[bytes] = []  # an unfinished event, in pieces: it may be very long
         self._held_bytes = 0
         self._seam = b""  # its last bytes, in which a blank line may have begun
@@ -115,9 +127,10 @@ class VerbatimEvents:
         self._end.see(whole)
         return whole
 
-    def see_frames(self, frames: bytes) -> None:
-        """Whole events go on beside this stage, in their chunked frames."""
-        self._end.see(frames, framed=True)
+    def feed_frames(self, frames: bytes, *, each: bool) -> bytes:
+        """Whole events in their chunked frames, which stay as they are."""
+        self._see_frames(frames)
+        return frames
 
     def flush(self) -> bytes:
         """What is left. Raises UpstreamFailed where the stream is not complete."""
@@ -151,17 +164,33 @@ class ScrubbedEvents:
         self._parser = SseParser()
         self._plain = True  # no CR has come: a blank line is two LF
 
+    @property
+    def holds(self) -> bool:
+        """Part of an event is held."""
+        return self._parser.holds
+
     def feed(self, data: bytes) -> bytes:
+        """Raises UpstreamFailed."""
         if self._plain and b"\r" in data:
             self._plain = False
         if self._plain and not self._parser.holds and data.endswith(b"\n\n"):
             self._end.see(data)
-            return self._whole(data)
+            return data if self._scrubber.passes(data) else self._some(data, _Bare)
         try:
             events = self._parser.feed(data)
         except EventTooLarge:
             raise UpstreamFailed("The upstream sent an event that is too large.") from None
         return self._read(events)
+
+    def feed_frames(self, frames: bytes, *, each: bool) -> bytes:
+        """Whole events in their chunked frames → the same; `each`: every frame ends with an event.
+
+        Raises UpstreamFailed.
+        """
+        if not (each and self._plain):
+            return frame_of(self.feed(payload_of(frames)))
+        self._end.see_frames(frames)
+        return frames if self._scrubber.passes(frames) else self._some(frames, _Framed)
 
     def flush(self) -> bytes:
         last = self._read(self._parser.flush())
@@ -173,44 +202,136 @@ class ScrubbedEvents:
             self._end.see(event.raw)
         return b"".join([scrubbed_event(event, self._scrubber) for event in events])
 
-    def _whole(self, data: bytes) -> bytes:
-        """Whole events: only those around a `<`, `&` or backslash are looked at one by one."""
+    def _some(self, data: bytes, framing: type["_Bare"]) -> bytes:
+        """Whole events: only those are read around which a tag may be."""
         scrubber = self._scrubber
-        if scrubber.passes(data):
-            return data
+        openers = Openers(data)
         out: list[bytes] = []
         position = 0
         while position < len(data):
             begin = position
-            if scrubber.passes(b""):  # nothing is held: up to the next opener nothing happens
-                opener = _OPENER.search(data, position)
-                if opener is None:
+            if scrubber.reads_openers_only:  # up to the next one nothing happens
+                opener = openers.next(position)
+                if opener == len(data):
                     break
-                blank_line = data.rfind(b"\n\n", position, opener.start())
-                begin = position if blank_line == -1 else blank_line + 2
+                begin = framing.begin_of(data, position, opener)
                 out.append(data[position:begin])
-            position = data.find(b"\n\n", begin) + 2
-            event = data[begin:position]
+            event, position = framing.first(data, begin)
             if scrubber.passes(event):
-                out.append(event)
+                out.append(data[begin:position])
             else:
-                out += [scrubbed_event(one, scrubber) for one in self._parser.feed(event)]
+                out.append(framing.wrapped(self._read_some(event)))
         out.append(data[position:])
         return b"".join(out)
+
+    def _read_some(self, events: bytes) -> bytes:
+        is_plain = events.startswith(b"data: ") and events.find(b"\n") == len(events) - 2
+        if is_plain and b"\r" not in events:
+            return _scrubbed(events, events[6:-2], self._scrubber)
+        return b"".join([scrubbed_event(one, self._scrubber) for one in self._parser.feed(events)])
+
+
+class _Bare:
+    """Events in a row, each with its blank line."""
+
+    @staticmethod
+    def begin_of(data: bytes, start: int, at: int) -> int:
+        """Where the event begins that holds `at`; `start` is where some event does."""
+        before = data.rfind(b"\n\n", start, at)
+        return start if before == -1 else before + 2
+
+    @staticmethod
+    def first(data: bytes, start: int) -> tuple[bytes, int]:
+        """The event at `start`, and where it ends."""
+        end = data.find(b"\n\n", start) + 2
+        return data[start:end], end
+
+    @staticmethod
+    def wrapped(events: bytes) -> bytes:
+        return events
+
+
+class _Framed(_Bare):
+    """Chunked frames in a row, each of one event or more."""
+
+    @staticmethod
+    def begin_of(data: bytes, start: int, at: int) -> int:
+        before = data.rfind(b"\n\n\r\n", start, at) + 4
+        if before > 3 and run_end(data, start, before) == before:
+            return before
+        end = start
+        while end <= at:  # what looked like a frame's end was none
+            start = end
+            _, end = first_frame(data, start)
+        return start
+
+    @staticmethod
+    def first(data: bytes, start: int) -> tuple[bytes, int]:
+        return first_frame(data, start)
+
+    @staticmethod
+    def wrapped(events: bytes) -> bytes:
+        return frame_of(events)
+
+
+class _PlainDelta(msgspec.Struct, forbid_unknown_fields=True):
+    content: str
+
+
+class _PlainChoice(msgspec.Struct, forbid_unknown_fields=True):
+    index: int
+    delta: _PlainDelta
+    finish_reason: None = None
+    logprobs: None = None
+
+
+class _PlainChunk(msgspec.Struct, forbid_unknown_fields=True):
+    """A chunk that is a piece of content and nothing else; what it says beside is on every chunk."""
+
+    choices: tuple[_PlainChoice]
+    id: Any = None
+    object: Any = None
+    created: Any = None
+    model: Any = None
+    system_fingerprint: Any = None
+    service_tier: Any = None
+    usage: None = None
+
+
+_plain = msgspec.json.Decoder(_PlainChunk)
 
 
 def scrubbed_event(event: SseEvent, scrubber: DeltaScrubber) -> bytes:
     """One event, scrubbed. Raises UpstreamFailed for what is no JSON."""
-    if event.data is None or (event.data != b"[DONE]" and scrubber.passes(event.data)):
+    data = event.data
+    if data is None or (data != b"[DONE]" and scrubber.passes(data)):
         return event.raw
-    if event.data == b"[DONE]":
-        return b"".join(map(_event_of, scrubber.flush())) + event.raw
+    return _scrubbed(event.raw, data, scrubber)
+
+
+def _scrubbed(raw: bytes, data: bytes, scrubber: DeltaScrubber) -> bytes:
+    if data == b"[DONE]":
+        return b"".join(map(_event_of, scrubber.flush())) + raw
+    read: str | None = None
     try:
-        chunk = decode_json(event.data)
+        (choice,) = _plain.decode(data).choices
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # it says more, or is no JSON
+    else:
+        read = scrubber.feed_text(choice.index, choice.delta.content)
+        if not read and read is not None:
+            return b""
+        if read == choice.delta.content:
+            return raw
+    try:
+        chunk = decode_json(data)
     except ValueError:
         raise UpstreamFailed("The upstream sent something that is no JSON.") from None
     if not isinstance(chunk, dict):
-        return event.raw
+        return raw
+    if read is not None:
+        chunk["choices"][0]["delta"]["content"] = read
+        return _event_of(chunk)
     return b"".join(map(_event_of, scrubber.feed(chunk)))
 
 
@@ -225,7 +346,7 @@ class DirectEvents:
     """
 
     def __init__(self, stage: VerbatimEvents | ScrubbedEvents) -> None:
-        self._stage = stage
+        self.stage = stage
         self._frames = ChunkedFrames(max_held_bytes=MAX_EVENT_BYTES)
 
     @property
@@ -235,18 +356,17 @@ class DirectEvents:
 
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed."""
-        stage = self._stage
+        stage, walker = self.stage, self._frames
         try:
-            if isinstance(stage, VerbatimEvents) and not stage.holds:
-                frames = self._frames.feed_aligned(data)
+            if not stage.holds:
+                frames = walker.feed_aligned(data)
                 if frames is not None:
-                    stage.see_frames(frames)
-                    return frames
-            payload = self._frames.feed(data)
+                    return stage.feed_frames(frames, each=walker.each_ends_an_event)
+            payload = walker.feed(data)
         except FramingError as error:
             raise UpstreamFailed(f"The upstream sent what cannot be read: {error}.") from None
         return frame_of(stage.feed(payload)) if payload else b""
 
     def flush(self) -> bytes:
         """What is left at the end. Raises UpstreamFailed where the stream is not complete."""
-        return frame_of(self._stage.flush())
+        return frame_of(self.stage.flush())

@@ -6,6 +6,8 @@ No smolagents object is among them. Encoded, an event is a msgpack array that be
 
 import msgspec
 
+from streaming.run_spec import CalledTool
+
 
 class Event(msgspec.Struct, frozen=True, tag=True, tag_field="event", array_like=True):
     """Base of all events."""
@@ -54,6 +56,14 @@ class ToolCall(Event, frozen=True):
     arguments: str
 
 
+class ToolRan(Event, frozen=True):
+    """A call of a tool has ended, whoever called it."""
+
+    name: str
+    seconds: float
+    failed: bool = False
+
+
 class Step(Event, frozen=True):
     """One step has ended. `observation` leaves out what was already printed live."""
 
@@ -76,10 +86,17 @@ class Note(Event, frozen=True):
     text: str
 
 
+class Paused(Event, frozen=True):
+    """The run waits for the client to execute these calls; what follows is for its next request."""
+
+    calls: tuple[CalledTool, ...]
+
+
 class Final(Event, frozen=True):
-    """The run's answer, `None` where it gave none. Terminal."""
+    """The run's answer, `None` where it gave none; `cut` where the limit of tokens cut it. Terminal."""
 
     answer: str | None
+    cut: bool = False
 
 
 class Failure(Event, frozen=True):
@@ -104,6 +121,8 @@ def event_bytes(event: Event) -> int:
             return 64 + len(text)
         case ToolCall(arguments=arguments):
             return 64 + len(arguments)
+        case Paused(calls=calls):
+            return 64 + sum(128 + len(call.arguments) for call in calls)
         case _:
             return 64
 

@@ -8,6 +8,7 @@ path, token or host name.
     ├── ClientError                 the caller's fault
     │   ├── InvalidRequest      400
     │   ├── InvalidKey          401
+    │   ├── Forbidden           403
     │   ├── ModelNotFound       404
     │   ├── RunNotFound         404
     │   ├── RouteNotFound       404
@@ -15,6 +16,7 @@ path, token or host name.
     │   ├── BodyTooLarge        413
     │   └── UnsupportedMedia    415
     ├── Busy                    429  nothing was started: try again
+    │   └── KeyLimit                 the caller's key has used up what it may
     ├── Unavailable             503  nothing was started: try again
     │   ├── Draining
     │   └── UpstreamUnavailable      it cannot be reached, or says so itself
@@ -64,6 +66,11 @@ class InvalidKey(ClientError):
     code = "invalid_api_key"
 
 
+class Forbidden(ClientError):
+    status = 403
+    code = "forbidden"
+
+
 class ModelNotFound(ClientError):
     status = 404
     code = "model_not_found"
@@ -98,6 +105,10 @@ class Busy(SmolgateError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class KeyLimit(Busy):
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(SmolgateError):

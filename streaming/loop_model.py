@@ -10,7 +10,6 @@ but its thread is in the author's code until the next token, and only there obey
 """
 
 import asyncio
-import concurrent.futures
 import contextvars
 import time
 from collections.abc import Callable, Iterable
@@ -31,9 +30,10 @@ from smolagents.models import (
 from smolagents.monitoring import TokenUsage
 
 from sanitize.think import Segment, ThinkScrubber
-from streaming.cancellation import RunCancelled, StopSignal
+from streaming.cancellation import StopSignal
 from streaming.channel import Channel
 from streaming.events import ModelCalled, ModelDelta
+from streaming.loop_call import wait_on_loop
 from streaming.model_chunks import ToolCallDelta, Usage
 from streaming.upstream_group import UpstreamGroup
 
@@ -98,7 +98,7 @@ class LoopModel(Model):  # type: ignore[misc]
     """A model whose `generate` runs on the event loop and obeys the run's stop signal.
 
     `shape` may rewrite a request body before it is sent. `failure` keeps the last call's error: at
-    max_steps smolagents swallows it and answers with its text.
+    max_steps smolagents swallows it and answers with its text. `finish_reason` is the last call's.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class LoopModel(Model):  # type: ignore[misc]
         self._think = think
         self._shape = shape
         self.failure: Exception | None = None
+        self.finish_reason: str | None = None
 
     def generate(
         self,
@@ -131,7 +132,7 @@ class LoopModel(Model):  # type: ignore[misc]
     ) -> ChatMessage:
         """One model call; blocks the calling thread. Raises SmolgateError leaves, RunCancelled."""
         self._stop.check()
-        self.failure = None
+        self.failure = self.finish_reason = None
         body = self._prepare_completion_kwargs(
             messages=messages,
             stop_sequences=stop_sequences,
@@ -142,6 +143,11 @@ class LoopModel(Model):  # type: ignore[misc]
         )
         body["model"] = self.model_id
         body["messages"] = [_plain_where_possible(message) for message in body["messages"]]
+        if tools_to_call_from and "tools" in body:
+            body["tools"] = [
+                _as_it_came(tool, schema)
+                for tool, schema in zip(tools_to_call_from, body["tools"], strict=True)
+            ]
         if self._shape is not None:
             body = self._shape(body)
         message = self._wait_for(body)
@@ -150,22 +156,18 @@ class LoopModel(Model):  # type: ignore[misc]
         return message
 
     def _wait_for(self, body: dict[str, Any]) -> ChatMessage:
-        call = self.call(body)
         try:
-            # In a context of its own: pooled connections would keep the run's alive, and what is
-            # written to stderr on the loop is not the run's output.
-            future = contextvars.Context().run(asyncio.run_coroutine_threadsafe, call, self._loop)
-        except RuntimeError:  # the loop is closed: the server is gone
-            call.close()
-            raise RunCancelled("the server has stopped") from None
-        try:
-            with self._stop.watched_by(future.cancel):
-                return future.result()
-        except (concurrent.futures.CancelledError, asyncio.CancelledError):
-            raise RunCancelled(self._stop.reason or "the server has stopped") from None
+            return wait_on_loop(
+                self.call(body), self._loop, self._stop, context=self.call_context()
+            )
         except Exception as error:
             self.failure = error
             raise
+
+    def call_context(self) -> contextvars.Context:
+        """A context of the call's own: pooled connections would keep the run's alive, and what is
+        written to stderr on the loop is not the run's output."""
+        return contextvars.Context()
 
     async def call(self, body: dict[str, Any]) -> ChatMessage:
         """One model call, on the event loop. Raises SmolgateError leaves, RunCancelled."""
@@ -180,6 +182,7 @@ class LoopModel(Model):  # type: ignore[misc]
                     await self._emit(scrubber.feed_segments(chunk.text), reply)
                 reply.add_tool_calls(chunk.tool_calls)
                 reply.usage = chunk.usage or reply.usage
+                self.finish_reason = chunk.finish_reason or self.finish_reason
         await self._emit(scrubber.flush_segments(), reply)
         details = reply.usage.completion_tokens_details
         await self._channel.send_on_loop(
@@ -213,6 +216,7 @@ class TappedModel(Model):  # type: ignore[misc]
         self._stop = stop
         self._think = think
         self.failure: Exception | None = None
+        self.finish_reason: str | None = None  # not to be known
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -256,6 +260,12 @@ class TappedModel(Model):  # type: ignore[misc]
             if not segment.is_reasoning:
                 visible.append(segment.text)
             self._channel.send(ModelDelta(segment.text, thinking=segment.is_reasoning))
+
+
+def _as_it_came(tool: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    """A client's own schema: smolagents keeps only the first level of one."""
+    function: dict[str, Any] | None = getattr(tool, "function_schema", None)
+    return schema if function is None else {"type": "function", "function": function}
 
 
 def _plain_where_possible(message: dict[str, Any]) -> dict[str, Any]:

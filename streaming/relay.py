@@ -6,38 +6,42 @@ event, never half of one, so that whoever writes them may put a heartbeat or an 
 stream that ends without being complete ends in `UpstreamFailed`.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-import aiohttp
-from multidict import CIMultiDict
+from multidict import CIMultiDictProxy
 
 from sanitize.deltas import DeltaScrubber
 from sanitize.payload import scrub_reply
 from sanitize.think import Mode
-from streaming.direct_body import DirectHandler, direct_handler
 from streaming.event_stages import (
     DirectEvents,
     ScrubbedEvents,
     VerbatimEvents,
 )
-from streaming.failures import UpstreamFailed
+from streaming.failures import UpstreamFailed, UpstreamRefused
 from streaming.json_codec import decode_json, encode_json
-from streaming.upstream import body_of, pieces_of
+from streaming.upstream_errors import error_text
 from streaming.upstream_group import Data, UpstreamGroup
+from streaming.upstream_reply import UpstreamReply
 
 # RFC 9110 7.6.1, and what belongs to one hop or to the client alone.
 NOT_RELAYED_UP = frozenset(
     "host content-length content-encoding connection keep-alive proxy-connection "
     "proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade expect cookie "
     "x-api-key api-key forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip "
-    "x-on-disconnect x-model idempotency-key".split()
+    "x-on-disconnect x-model x-request-id idempotency-key authorization accept-encoding".split()
 )
 NOT_RELAYED_DOWN = frozenset(
     "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
-    "transfer-encoding upgrade set-cookie server date alt-svc".split()
+    "transfer-encoding upgrade set-cookie server alt-svc x-request-id "
+    # Which web pages may read a reply is for this server to say.
+    "access-control-allow-origin access-control-allow-credentials access-control-expose-headers "
+    "access-control-allow-methods access-control-allow-headers access-control-max-age".split()
 )
+_HAS_NO_LENGTH = NOT_RELAYED_DOWN | {"content-length"}
+_IS_DECODED = _HAS_NO_LENGTH | {"content-encoding"}
 # Bodies up to this size are read whole: a reply that breaks off is then an error, not half a reply.
 MAX_WHOLE_BYTES = 1 << 20
 # How events begin, for replies that do not say what they are.
@@ -56,93 +60,118 @@ class ScrubOptions:
         return DeltaScrubber(mode=self.mode, tag_names=self.tag_names, starts_open=self.starts_open)
 
 
-@dataclass(frozen=True)
-class RelayedEvents:
-    """An event stream, to be had in two ways: `pieces` are whole events, some at a time; or else
-    `handler.take` gives the socket's bytes, of which `stage` makes what a chunked connection carries.
+@dataclass(slots=True)
+class Relayed:
+    """What the client gets: `events`, or a body that is `whole`, or else the reply's `pieces`.
+
+    Events are to be had in two ways: `event_pieces`, or else `reply.take` gives the socket's bytes, of
+    which `events` makes what a chunked connection carries. Close the reply.
     """
 
-    pieces: AsyncIterator[bytes]
-    handler: DirectHandler | None
-    stage: DirectEvents
-
-
-@dataclass(frozen=True)
-class Relayed:
-    """What the client gets: events, or a body that is `whole`, or one that `pieces` yields."""
-
-    status: int
-    headers: CIMultiDict[str]
+    reply: UpstreamReply
+    headers: list[tuple[str, str]]
     whole: bytes | None
-    pieces: AsyncIterator[bytes]
-    events: RelayedEvents | None
+    events: DirectEvents | None
+
+    @property
+    def status(self) -> int:
+        return self.reply.status
+
+    def no_stream(self) -> UpstreamFailed:
+        """The error for who was promised a stream, and has begun to read it."""
+        said = ""
+        if self.status >= 400 and self.whole is not None:
+            with suppress(ValueError):
+                said = f": {error_text(decode_json(self.whole))}"
+        return UpstreamRefused(
+            f"The upstream answered with status {self.status} and no stream{said}",
+            upstream_status=self.status,
+        )
+
+    async def event_pieces(self) -> AsyncIterator[bytes]:
+        """Whole events, some at a time. Raises UpstreamFailed."""
+        assert self.events is not None
+        stage = self.events.stage
+        async for data in self.reply.pieces():
+            if out := stage.feed(data):
+                yield out
+        if out := stage.flush():
+            yield out
 
 
-@asynccontextmanager
 async def relay(
     upstream: UpstreamGroup,
     method: str,
     path: str,
-    headers: Mapping[str, str],
+    headers: CIMultiDictProxy[str],
+    request_id: str,
     body: Data,
     *,
     scrub: ScrubOptions | None = None,
     finishes: int = 0,
-) -> AsyncIterator[Relayed]:
+) -> Relayed:
     """Send a request up and hold its reply open. Raises UpstreamUnavailable, UpstreamFailed.
 
     `finishes`: how many choices a stream must finish before it may end without `[DONE]`; 0 does not
     ask, for endpoints whose streams know neither.
     """
+    accepted = headers.get("Accept-Encoding", "identity") if scrub is None else "identity"
     sent = relayed_headers(headers, NOT_RELAYED_UP)
-    if scrub is not None or "Accept-Encoding" not in sent:
-        sent["Accept-Encoding"] = "identity"
-    async with upstream.request(
-        method, path, headers=sent, data=body, raw=scrub is None
-    ) as response:
-        if 300 <= response.status < 400:
-            raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
-        scrub = scrub if response.status < 300 else None
-        received = relayed_headers(response.headers, NOT_RELAYED_DOWN)
-        if scrub is not None:
-            received.popall("Content-Encoding", None)
-        # Compressed events cannot be told apart: they go on as any other body does.
-        is_event_stream = (
-            response.content_type == "text/event-stream" and "Content-Encoding" not in received
+    sent += (("Accept-Encoding", accepted), ("X-Request-Id", request_id))
+    reply = await upstream.send(method, path, headers=sent, data=body, raw=scrub is None)
+    try:
+        return await _relayed(reply, request_id, scrub, finishes)
+    except BaseException:
+        reply.close()
+        raise
+
+
+async def _relayed(
+    reply: UpstreamReply, request_id: str, scrub: ScrubOptions | None, finishes: int
+) -> Relayed:
+    if 300 <= reply.status < 400:
+        raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
+    dropped = NOT_RELAYED_DOWN
+    if scrub is not None:  # then its body has been decoded
+        dropped = _IS_DECODED
+        if reply.status >= 300:
+            scrub = None
+    whole: bytes | None = None
+    events: DirectEvents | None = None
+    # Compressed events cannot be told apart: they go on as any other body does.
+    is_coded = dropped is NOT_RELAYED_DOWN and "Content-Encoding" in reply.headers
+    if reply.content_type == "text/event-stream" and not is_coded:
+        events = DirectEvents(
+            VerbatimEvents(finishes)
+            if scrub is None
+            else ScrubbedEvents(scrub.for_stream(), finishes)
         )
-        whole = None
-        if not is_event_stream and (scrub is not None or _is_small(response)):
-            whole = await body_of(response)
-        if whole is not None and scrub is not None:
-            whole = _scrubbed_body(whole, scrub, response.content_type)
-        if whole is not None or is_event_stream or scrub is not None:
-            received.popall("Content-Length", None)
-        events = _events_of(response, scrub, finishes) if is_event_stream else None
-        yield Relayed(response.status, received, whole, pieces_of(response), events)
+    elif scrub is not None:
+        whole = _scrubbed_body(await reply.body(), scrub, reply.content_type)
+    elif _is_small(reply):
+        whole = await reply.body()
+    if dropped is NOT_RELAYED_DOWN and (whole is not None or events is not None):
+        dropped = _HAS_NO_LENGTH
+    received = relayed_headers(reply.headers, dropped)
+    received.append(("x-request-id", request_id))
+    return Relayed(reply, received, whole, events)
 
 
-def _events_of(
-    response: aiohttp.ClientResponse, scrub: ScrubOptions | None, finishes: int
-) -> RelayedEvents:
-    stage: VerbatimEvents | ScrubbedEvents = VerbatimEvents(finishes)
-    if scrub is not None:
-        stage = ScrubbedEvents(scrub.for_stream(), finishes)
-    pieces = _read_events(response, stage)
-    return RelayedEvents(pieces, direct_handler(response), DirectEvents(stage))
-
-
-def relayed_headers(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:
+def relayed_headers(
+    headers: CIMultiDictProxy[str], dropped: frozenset[str]
+) -> list[tuple[str, str]]:
     """Headers for the other side: without the dropped ones and those that `Connection` names."""
-    pairs = list(headers.items())
-    connection = [value for name, value in pairs if name.lower() == "connection"]
-    if connection and connection != ["keep-alive"]:
-        dropped = dropped | {name.strip().lower() for name in ",".join(connection).split(",")}
-    return CIMultiDict([pair for pair in pairs if pair[0].lower() not in dropped])
+    if "Connection" in headers:
+        named = ",".join(headers.getall("Connection")).lower()
+        if named != "keep-alive":
+            dropped = dropped | {name.strip() for name in named.split(",")}
+    return [pair for pair in headers.items() if pair[0].lower() not in dropped]
 
 
-def _is_small(response: aiohttp.ClientResponse) -> bool:
-    return (response.content_length or 0) <= MAX_WHOLE_BYTES and (
-        response.content_length is not None or response.content_type == "application/json"
+def _is_small(reply: UpstreamReply) -> bool:
+    length = reply.content_length
+    return (length or 0) <= MAX_WHOLE_BYTES and (
+        length is not None or reply.content_type == "application/json"
     )
 
 
@@ -162,13 +191,3 @@ def _scrubbed_body(body: bytes, scrub: ScrubOptions, content_type: str) -> bytes
             reply, mode=scrub.mode, tag_names=scrub.tag_names, starts_open=scrub.starts_open
         )
     )
-
-
-async def _read_events(
-    response: aiohttp.ClientResponse, stage: VerbatimEvents | ScrubbedEvents
-) -> AsyncIterator[bytes]:
-    async for data in pieces_of(response):
-        if out := stage.feed(data):
-            yield out
-    if out := stage.flush():
-        yield out

@@ -4,6 +4,9 @@ In: the run's channel. Out: `reader()`s, every event from the first on, for whoe
 the reader that is furthest along is the one that takes from the channel, so that a single slow reader
 holds the run back and a second one costs nothing. What has been read is kept for later readers up to
 `MAX_LOG_BYTES`; past that, nobody can join, and a reader that far behind another gets a `Failure`.
+
+A run that pauses for its client's tools is read in legs, one a request: a reader ends with a `Paused`
+event, and the next begins behind it.
 """
 
 import asyncio
@@ -13,42 +16,65 @@ from typing import Literal
 
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
+from streaming.deadline import Deadline
 from streaming.events import (
     Event,
     Failure,
     Final,
     ModelCalled,
+    ModelDelta,
+    Paused,
     Started,
     Step,
+    ToolRan,
     event_bytes,
 )
+from streaming.run_counts import RunCounts
 from streaming.run_spec import RunSpec
 
 MAX_LOG_BYTES = 8 << 20
 
-State = Literal["queued", "running", "stopping", "done"]
+State = Literal["queued", "running", "paused", "stopping", "done"]
 
 
 class Run:
-    """Create it on the event loop. `outcome` is "ok", or the code of what ended it.
+    """Create it on the event loop. `outcome` is "ok", or the code of what ended it, once somebody has
+    read that; `ending` is the same as soon as it is so.
 
-    `readers` counts the clients that want its events; the supervisor keeps it.
+    `readers` counts the clients that want its events; the supervisor keeps it, `has_slot` and
+    `deadline`. `code_tags` and `leg_begin` are where the leg that is read now begins. `end_untold`: should
+    it fail, its client can be told so by a broken connection only.
     """
 
-    def __init__(self, spec: RunSpec, *, key: str) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        *,
+        key: str,
+        counts: RunCounts | None = None,
+        created: float | None = None,
+    ) -> None:
         self.spec = spec
         self.key = key
         self.state: State = "queued"
-        self.created = time.time()
+        self.created = time.time() if created is None else created
         self.started: float | None = None
         self.ended: float | None = None
         self.outcome: str | None = None
+        self.ending: str | None = None
+        self.first_token_seconds: float | None = None
+        self._counts = counts or RunCounts()
         self.steps = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.readers = 0
+        self.has_slot = False
+        self.deadline: Deadline | None = None
+        self.code_tags: tuple[str, str] | None = None
+        self.leg_begin = 0
+        self.end_untold = False
         self.stop_signal = StopSignal()
-        self.channel = Channel()
+        self.channel = Channel(tap=self._count)
         self._log: list[Event] = []
         self._log_bytes = 0
         self._log_begin = 0  # how many events were dropped from the front of the log
@@ -59,24 +85,23 @@ class Run:
     def id(self) -> str:
         return self.spec.run_id
 
-    @property
-    def joinable(self) -> bool:
-        """Every event from the first on is still there for another reader."""
-        return self._log_begin == 0
+    def joinable(self, begin: int = 0) -> bool:
+        """Every event from there on is still there for another reader."""
+        return self._log_begin <= begin
 
     @property
     def concluded(self) -> bool:
         """The terminal event has been read."""
         return self._complete
 
-    def reader(self) -> "RunReader":
-        """A reader of every event from the first on.
+    def reader(self, begin: int = 0) -> "RunReader":
+        """A reader of one leg: every event from its beginning on.
 
-        Raises RuntimeError where the first events are no longer kept.
+        Raises RuntimeError where the first of them are no longer kept.
         """
-        if not self.joinable:
+        if not self.joinable(begin):
             raise RuntimeError(f"the first events of run {self.id} are gone")
-        return RunReader(self, 0)
+        return RunReader(self, begin)
 
     def reader_of_the_rest(self) -> "RunReader":
         """A reader of what nobody has read yet, for a run that has to go on unattended."""
@@ -97,8 +122,9 @@ class Run:
             if self._complete or position < self._log_begin + len(self._log):
                 return  # another reader was faster
             events = await self.channel.receive_many()
-        for event in events:
-            self._note(event)
+        known = self._log_begin + len(self._log)
+        for end, event in enumerate(events, known + 1):
+            self._note(event, end)
         self._keep(events)
 
     def _keep(self, events: list[Event]) -> None:
@@ -109,15 +135,34 @@ class Run:
             self._log = events
             self._log_bytes = 0
 
-    def _note(self, event: Event) -> None:
+    def _count(self, event: Event) -> None:
+        """Called as an event is sent, in whatever thread sends it; the channel's lock is held."""
         match event:
-            case Started():
-                self.state = "running" if self.state == "queued" else self.state
+            case ModelDelta():
+                if self.first_token_seconds is None:
+                    self.first_token_seconds = time.time() - self.created
+                    self._counts.first_token(self.first_token_seconds)
             case Step(number=number):
                 self.steps = max(self.steps, number)
+                self._counts.note(event)
             case ModelCalled():
                 self.prompt_tokens += event.prompt_tokens
                 self.completion_tokens += event.completion_tokens
+                self._counts.note(event)
+            case ToolRan():
+                self._counts.note(event)
+            case Final():
+                self.ending = "ok"
+            case Failure(code=code):
+                self.ending = code or "refused"
+
+    def _note(self, event: Event, end: int) -> None:
+        match event:
+            case Started(code_tags=code_tags):
+                self.code_tags = code_tags
+                self.state = "running" if self.state == "queued" else self.state
+            case Paused():
+                self.leg_begin = end
             case Final():
                 self.outcome = "ok"
                 self._complete = True
@@ -127,20 +172,29 @@ class Run:
 
 
 class RunReader:
-    """Reads one run's events: as many at once as there are, the terminal one last."""
+    """Reads one leg's events: as many at once as there are, `Paused` or the terminal one last.
+
+    `begin` is where it began; `paused` once it has ended with `Paused`.
+    """
 
     def __init__(self, run: Run, position: int) -> None:
         self._run = run
         self._position = position
         self._ended = False
+        self.begin = position
+        self.paused = False
 
     async def read(self) -> list[Event]:
         """The next events, at least one; empty after the terminal one. Cancelling it loses none."""
         if self._ended:
             return []
         events = await self._run._events_from(self._position)
+        pause = next((i for i, event in enumerate(events) if isinstance(event, Paused)), None)
+        if pause is not None:
+            events = events[: pause + 1]
+            self.paused = True
         self._position += len(events)
-        self._ended = not events or isinstance(events[-1], Final | Failure)
+        self._ended = not events or isinstance(events[-1], Final | Failure | Paused)
         return events
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:

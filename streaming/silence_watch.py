@@ -1,18 +1,17 @@
-"""Ends a reply whose upstream has been silent for too long, without a timer per read.
+"""Ends a reply whose upstream has been silent for too long, without a timer of its own.
 
-In: an open reply. Out: UpstreamSilent to whoever reads it. One timer per reply looks now and then whether
-bytes have come since; silence that is the reader's own (the upstream's transport is paused) does not count.
+In: an open reply and a pulse. Out: UpstreamSilent to whoever waits for the reply or reads it. Silence that
+is the reader's own (the upstream's transport is paused) does not count.
 """
 
 import asyncio
 from dataclasses import dataclass
 
-import aiohttp
-
-from streaming.direct_body import direct_handler
 from streaming.failures import UpstreamSilent
+from streaming.pulse import Pulse
+from streaming.upstream_reply import UpstreamReply
 
-# How often it looks within the time allowed: what is too long is noticed at most a quarter late.
+# How often a pulse should look within the time allowed: what is too long is noticed at most a quarter late.
 LOOKS = 4
 
 
@@ -25,55 +24,24 @@ class SilenceLimits:
 
 
 class SilenceWatch:
-    """Watches from now on until `close`. `began` is the loop's time at which the request was sent."""
+    """Watches from now, when the request was sent, until `close`."""
 
-    def __init__(
-        self, response: aiohttp.ClientResponse, limits: SilenceLimits, *, began: float
-    ) -> None:
-        self._response = response
+    def __init__(self, reply: UpstreamReply, limits: SilenceLimits, pulse: Pulse) -> None:
+        self._reply = reply
         self._limits = limits
-        self._since = began
-        # A body may be taken from its connection past `response.content`.
-        self._direct = direct_handler(response)
-        self._reads_before = self._direct.reads if self._direct is not None else 0
+        self._pulse = pulse
+        self._since = asyncio.get_running_loop().time()
         self._seen = 0
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._armed()
+        pulse.add(self._look)
 
     def close(self) -> None:
-        self._timer.cancel()
+        self._pulse.discard(self._look)
 
-    def _limit(self) -> float:
-        return self._limits.idle_seconds if self._seen else self._limits.first_byte_seconds
-
-    def _armed(self) -> asyncio.TimerHandle:
-        every = min(self._limits.idle_seconds, self._limits.first_byte_seconds) / LOOKS
-        due = self._since + self._limit() - self._loop.time()
-        return self._loop.call_later(max(0.0, min(every, due)), self._look)
-
-    def _look(self) -> None:
-        if self._response.content.is_eof():
-            return
-        now = self._loop.time()
-        seen = self._progress()
-        if seen != self._seen or self._is_paused():
-            self._seen, self._since = seen, now
-        if now - self._since >= self._limit():
-            self._fail(UpstreamSilent("The upstream model server was silent for too long."))
-        else:
-            self._timer = self._armed()
-
-    def _progress(self) -> int:
-        """A count that changes with every read."""
-        reads = self._direct.reads - self._reads_before if self._direct is not None else 0
-        return self._response.content.total_bytes + reads
-
-    def _fail(self, error: UpstreamSilent) -> None:
-        self._response.content.set_exception(error)
-        if self._direct is not None:
-            self._direct.fail(error)
-
-    def _is_paused(self) -> bool:
-        connection = self._response.connection
-        transport = connection.transport if connection is not None else None
-        return transport is not None and not transport.is_reading()
+    def _look(self, now: float) -> None:
+        reply, limits = self._reply, self._limits
+        if reply.progress != self._seen or reply.is_paused:
+            self._seen, self._since = reply.progress, now
+        limit = limits.idle_seconds if self._seen else limits.first_byte_seconds
+        if now - self._since >= limit:
+            self.close()
+            reply.fail(UpstreamSilent("The upstream model server was silent for too long."))

@@ -1,4 +1,4 @@
-"""smolagents' objects → events, and a conversation → its memory.
+"""smolagents' objects → events.
 
 In: what `agent.run(stream=True)` yields. Out: `Step`, `ToolCall`, `Plan`, `Note` and the final answer
 as text. The oddities of smolagents 1.26 end here: the last step yielded twice at max_steps, an
@@ -6,55 +6,47 @@ as text. The oddities of smolagents 1.26 end here: the last step yielded twice a
 """
 
 import base64
-import contextvars
 import io
 import json
-import struct
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image as PillowImage
 from smolagents.agents import ActionOutput, ToolOutput
-from smolagents.memory import ActionStep, FinalAnswerStep, PlanningStep, TaskStep
+from smolagents.memory import ActionStep, FinalAnswerStep, PlanningStep
 from smolagents.memory import ToolCall as AgentToolCall
 from smolagents.models import ChatMessageStreamDelta
-from smolagents.monitoring import Timing
 
 from streaming.events import Event, Note, Plan, Step, ToolCall
-from streaming.run_spec import Image, Turn
 
 CODE_TOOL = "python_interpreter"
 LOGS_MARK = "Execution logs:\n"
-# Opened, a picture takes three to four bytes a pixel; models scale down to about a million.
-MAX_PIXELS = 25_000_000
-# What Pillow's readers raise for broken files.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    PillowImage.DecompressionBombError,
-)
 OUTPUT_MARK = "Last output from code snippet:\n"
 
 
 class StepReader:
     """Turns one run's items into events; `answer` is set once the run has concluded.
 
-    `writes_code`: the agent is a CodeAgent, whose code its steps carry.
+    `writes_code`: the agent is a CodeAgent, whose code its steps carry. `calls` are the names of the tools
+    that the present step calls by name, all of them before the first is called.
     """
 
     def __init__(self, *, writes_code: bool) -> None:
         self._writes_code = writes_code
         self._last_step: ActionStep | None = None
+        self.calls: list[str] = []
         self.answer: str | None = None
+
+    @property
+    def ran_out_of_steps(self) -> bool:
+        """The answer is the model's own summary, for want of steps."""
+        return self._last_step is not None and not self._last_step.is_final_answer
 
     def events(self, item: Any, *, printed_live: bool) -> Iterator[Event]:
         """The events of one item. `printed_live`: the step's prints have been sent already."""
         match item:
             case ActionStep():
+                self.calls.clear()
                 if item is not self._last_step and _has_content(item):
                     self._last_step = item
                     yield _step(item, printed_live=printed_live)
@@ -64,6 +56,7 @@ class StepReader:
                 self.answer = answer_text(item.output)
             case AgentToolCall():
                 if not (self._writes_code and item.name == CODE_TOOL):
+                    self.calls.append(item.name)
                     yield ToolCall(item.id, item.name, answer_text(item.arguments) or "")
             case ActionOutput() | ToolOutput() | ChatMessageStreamDelta():
                 pass  # contained in the step that follows, or streamed by the model itself
@@ -127,40 +120,3 @@ def _png_base64(picture: PillowImage.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def memory_of(history: Sequence[Turn]) -> list[TaskStep | ActionStep]:
-    """Earlier turns as the steps of an agent's memory, in order."""
-    now = time.time()
-    steps: list[TaskStep | ActionStep] = []
-    for turn in history:
-        if turn.role == "user":
-            steps.append(TaskStep(task=turn.text, task_images=pictures(turn.images) or None))
-        else:
-            steps.append(
-                ActionStep(step_number=len(steps), timing=Timing(now, now), model_output=turn.text)
-            )
-    return steps
-
-
-def pictures(images: Sequence[Image]) -> list[PillowImage.Image]:
-    """Encoded images as the pictures that smolagents takes. Raises ValueError for what is none."""
-    opened: list[PillowImage.Image] = []
-    for image in images:
-        try:
-            # In a context of its own: what Pillow warns of is not the run's output.
-            picture = contextvars.Context().run(_read_picture, image.data)
-        except UNREADABLE:
-            raise ValueError(f"an image of type {image.media_type} cannot be read") from None
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"an image has more than {MAX_PIXELS} pixels")
-        opened.append(picture)
-    return opened
-
-
-def _read_picture(data: bytes) -> PillowImage.Image:
-    """Read whole, or its header alone where it is too large."""
-    picture = PillowImage.open(io.BytesIO(data))
-    if picture.width * picture.height <= MAX_PIXELS:
-        picture.load()
-    return picture

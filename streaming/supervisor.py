@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from streaming.agent_run import failure_of
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
+from streaming.deadline import Deadline
 from streaming.failures import (
     AgentFailed,
     Busy,
@@ -31,7 +32,8 @@ from streaming.failures import (
     RunStopped,
     SmolgateError,
 )
-from streaming.run import Run
+from streaming.run import Run, RunReader
+from streaming.run_counts import RunCounts
 from streaming.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -71,15 +73,27 @@ class Limits:
     max_per_key: int = 0  # 0: no limit
     queue_seconds: float = 30.0
     run_seconds: float = 600.0
+    max_paused: int = 128
     max_stuck: int = 4
 
 
 class Supervisor:
-    """One per server, on its event loop."""
+    """One per server, on its event loop. `on_end` is called with every run that has ended."""
 
-    def __init__(self, runner: Runner, limits: Limits) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        counts: RunCounts | None = None,
+        on_end: Callable[[Run], None] = lambda run: None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._runner = runner
+        self._now = now
         self.limits = limits
+        self.counts = counts or RunCounts()
+        self._on_end = on_end
         self.runs: dict[str, Run] = {}
         self.stuck = 0
         self.draining = False
@@ -107,20 +121,64 @@ class Supervisor:
         return None
 
     @asynccontextmanager
-    async def reading(self, run: Run, *, leave_seconds: float = 0.0) -> AsyncIterator[Run]:
-        """Be one of a run's readers. If the last one leaves early, the run is stopped in time."""
+    async def reading(
+        self, run: Run, *, begin: int = 0, leave_seconds: float = 0.0
+    ) -> AsyncIterator[RunReader]:
+        """Be one of a run's readers, of the leg that begins there. If the last one leaves early, the run is
+        stopped in time; one that has told its client of a pause does not leave early.
+        """
+        reader = run.reader(begin)
         run.readers += 1
+        has_left = True
         try:
-            yield run
+            yield reader
+            has_left = not reader.paused
         finally:
             run.readers -= 1
-            if run.readers == 0 and not run.concluded:
+            if has_left and run.readers == 0 and not run.concluded:
                 self._leave(run, leave_seconds)
 
-    def submit(self, spec: RunSpec, *, key: str = "") -> Run:
-        """Admit a run, which then goes on by itself. Raises Busy, Draining."""
-        self._refuse_if_full(key)
-        run = Run(spec, key=key)
+    def pause(self, run: Run) -> bool:
+        """The run waits for its client: it gives back its slot and its time stands still.
+
+        False where too many do already.
+        """
+        if sum(other.state == "paused" for other in self.runs.values()) >= self.limits.max_paused:
+            return False
+        if run.state == "running":
+            run.state = "paused"
+        if run.deadline is not None:
+            run.deadline.pause()
+        self._give_back_slot(run)
+        return True
+
+    async def resume(self, run: Run) -> None:
+        """Wait for a slot, before those that have not begun."""
+        if run.state == "paused":
+            run.state = "running"
+        if run.deadline is not None:
+            run.deadline.resume()
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = run, slot
+        self._waiting.appendleft(entry)
+        self._fill_slots()
+        try:
+            await slot
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+
+    def submit(self, spec: RunSpec, *, key: str = "", max_of_key: int | None = None) -> Run:
+        """Admit a run, which then goes on by itself. Raises Busy, Draining.
+
+        `max_of_key`: how many runs its key may have, in place of the limit for all.
+        """
+        try:
+            self._refuse_if_full(key, self.limits.max_per_key if max_of_key is None else max_of_key)
+        except SmolgateError as error:
+            self.counts.refused[error.code or ""] += 1
+            raise
+        run = Run(spec, key=key, counts=self.counts, created=self._now())
         self.runs[run.id] = run
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((run, slot))
@@ -133,6 +191,7 @@ class Supervisor:
         if run.stop_signal.is_set or run.state == "done":
             return
         log.info("run %s is stopped: %s", run.id, error.code)
+        self.counts.stopped[error.code or ""] += 1
         run.state = "stopping"
         if run.channel.finish(failure_of(error)):  # else it has just ended by itself
             run.outcome = error.code
@@ -141,7 +200,7 @@ class Supervisor:
     async def drain(self, seconds: float) -> None:
         """Admit nothing more, let runs finish for a while, then stop them, and wait for that."""
         self.draining = True
-        for run, _ in list(self._waiting):
+        for run in [run for run, _ in self._waiting if run.started is None]:
             self.stop(run, Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
@@ -150,7 +209,7 @@ class Supervisor:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_SECONDS + 1)
 
-    def _refuse_if_full(self, key: str) -> None:
+    def _refuse_if_full(self, key: str, most: int) -> None:
         if self.draining:
             raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
         if self._running >= self.limits.max_running and self.queued >= self.limits.max_queued:
@@ -158,7 +217,6 @@ class Supervisor:
                 "Too many runs are waiting already: try again later.",
                 retry_after=RETRY_AFTER_SECONDS,
             )
-        most = self.limits.max_per_key
         if most and sum(run.key == key for run in self.runs.values()) >= most:
             raise Busy(
                 "Too many runs of this API key: try again when one has ended.",
@@ -173,15 +231,18 @@ class Supervisor:
                 try:
                     await self._work(run)
                 finally:
-                    self._running -= 1
-                    self._fill_slots()
+                    self._give_back_slot(run)
         except Exception:
             log.exception("run %s failed", run.id)
         finally:
             run.channel.finish(failure_of(AgentFailed("The agent's worker was lost.")))
             run.state = "done"
             run.ended = time.time()
+            self.counts.ended[run.spec.agent, run.ending or "lost"] += 1
+            if run.started is not None:
+                self.counts.run_seconds.observe(run.ended - run.started)
             del self.runs[run.id]
+            self._on_end(run)
 
     async def _has_slot(self, run: Run, slot: asyncio.Future[None]) -> bool:
         """Wait for a slot. False where the run was refused or stopped while it waited."""
@@ -203,12 +264,12 @@ class Supervisor:
         return False
 
     async def _work(self, run: Run) -> None:
-        loop = asyncio.get_running_loop()
         run.started = time.time()
+        self.counts.queue_seconds.observe(run.started - run.created)
         run.state = "running"
         work = self._runner.start(run.spec, run.channel, run.stop_signal)
         stopped = asyncio.Event()
-        deadline = loop.call_later(self.limits.run_seconds, self._overran, run)
+        run.deadline = Deadline(self.limits.run_seconds, lambda: self._overran(run))
         try:
             with run.stop_signal.watched_by(stopped.set):
                 await _first_of(work.done, stopped)
@@ -216,7 +277,7 @@ class Supervisor:
                 await self._end(run, work)
             work.done.exception()
         finally:
-            deadline.cancel()
+            run.deadline.cancel()
 
     def _overran(self, run: Run) -> None:
         self.stop(
@@ -259,10 +320,17 @@ class Supervisor:
 
     def _fill_slots(self) -> None:
         while self._waiting and self._running < self.limits.max_running:
-            _, slot = self._waiting.popleft()
-            if not slot.done():
+            run, slot = self._waiting.popleft()
+            if not slot.done() and not run.stop_signal.is_set:
                 slot.set_result(None)
+                run.has_slot = True
                 self._running += 1
+
+    def _give_back_slot(self, run: Run) -> None:
+        if run.has_slot:
+            run.has_slot = False
+            self._running -= 1
+            self._fill_slots()
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

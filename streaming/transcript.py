@@ -18,6 +18,7 @@ from streaming.events import (
     ModelCalled,
     ModelDelta,
     Note,
+    Paused,
     Plan,
     Print,
     Started,
@@ -25,6 +26,7 @@ from streaming.events import (
     Step,
     ToolCall,
 )
+from streaming.run_spec import CalledTool
 
 NO_ANSWER = "Done."
 OUTPUT_FENCE = "`" * 4
@@ -35,22 +37,31 @@ _FENCE_LINE = re.compile(r"^[ \t]{0,3}(`{3,})", re.MULTILINE)
 
 
 class Transcript:
-    """Feed it a run's events; `answer` or `failure` is set by the terminal one.
+    """Feed it a run's events; `answer`, `tool_calls` or `failure` is set by the last one.
 
-    `tag_names` are the think tags taken out of everything.
+    `tag_names` are the think tags taken out of everything. A later leg of a run goes on within a step
+    whose code was shown: it is given the run's `code_tags`.
     """
 
-    def __init__(self, *, tag_names: tuple[str, ...] = ("think", "thank")) -> None:
+    def __init__(
+        self,
+        *,
+        tag_names: tuple[str, ...] = ("think", "thank"),
+        code_tags: tuple[str, str] | None = None,
+        is_later_leg: bool = False,
+    ) -> None:
         self._tag_names = tag_names
-        self._code_tags = ("<code>", "</code>")
+        self._code_tags = code_tags or ("<code>", "</code>")
         self._section: _ModelSection | _OutputSection | None = None
         self._line_begins = True
         self._blank_before = True
-        self._wrote = False  # the model has written since the last step,
-        self._wrote_code = False  # code among it
+        self._wrote = is_later_leg  # the model has written since the last step,
+        self._wrote_code = is_later_leg  # code among it
         self._printed_answer: str | None = None
         self._printed_rest = ""
         self.answer: str | None = None
+        self.answer_is_cut = False
+        self.tool_calls: tuple[CalledTool, ...] = ()
         self.failure: Failure | None = None
         self.prompt_tokens = 0
         self.completion_tokens = 0
@@ -83,8 +94,12 @@ class Transcript:
                 self.completion_tokens += event.completion_tokens
                 self.reasoning_tokens += event.reasoning_tokens
                 return ""
-            case Final(answer=answer):
+            case Final(answer=answer, cut=cut):
                 self.answer = self._answer(answer)
+                self.answer_is_cut = cut
+                return self._leave()
+            case Paused(calls=calls):
+                self.tool_calls = calls
                 return self._leave()
             case Failure():
                 self.failure = event

@@ -1,25 +1,26 @@
 """The one way to the upstream: a ClientSession with its pool, time-outs, headers and credentials.
 
-In: request bodies. Out: for the relay the upstream's reply as it is; for agents its chat stream as
-`ModelChunk`s. Errors from below leave as leaves of `streaming.failures`, never as aiohttp's.
+In: request bodies. Out: an `UpstreamReply`; for agents its chat stream as `ModelChunk`s. Errors from below
+leave as leaves of `streaming.failures`, never as aiohttp's. A body that is there as a whole is posted on the
+session's connections directly; anything else goes through the session.
 """
 
 import asyncio
 import io
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from multidict import CIMultiDict
 
-from streaming.direct_body import direct_handler, install
+from streaming.direct_exchange import DirectConnections, open_connections
 from streaming.failures import DeadlineExceeded, UpstreamFailed, UpstreamRefused
 from streaming.json_codec import decode_json
 from streaming.model_chunks import ModelChunk, ModelChunkReader
 from streaming.upstream_errors import error_text, retry_after_seconds, unreachable
+from streaming.upstream_reply import PublicReply, UpstreamReply, broken_off
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +57,12 @@ class Upstream:
     def __init__(
         self,
         session: aiohttp.ClientSession,
+        direct: DirectConnections | None,
         target: Callable[[], Target],
         wait_ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._session = session
+        self._direct = direct
         self._target = target
         self._wait_ready = wait_ready
 
@@ -67,54 +70,58 @@ class Upstream:
     def token(self) -> str | None:
         return self._target().token
 
-    def headers(self, extra: Mapping[str, str] | None = None) -> CIMultiDict[str]:
-        """`extra` with the upstream's credentials in place of any others."""
-        headers = CIMultiDict(extra or {})
-        headers.popall("Authorization", None)
-        if token := self._target().token:
-            headers["Authorization"] = f"Bearer {token}"
-        return headers
-
-    @asynccontextmanager
-    async def request(
+    async def send(
         self,
         method: str,
         path: str,
         *,
-        headers: Mapping[str, str],
+        headers: Iterable[tuple[str, str]] = (),
         data: Any = None,
         raw: bool = False,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One exchange; `path` begins with a slash, after the `/v1`. Redirects are not followed.
+        head_seconds: float | None = None,
+    ) -> UpstreamReply:
+        """Send a request; await the reply's `head`, and `close` it.
 
-        `raw` leaves a compressed reply compressed.
+        `path` begins with a slash, after the `/v1`. `headers` hold no credentials: the upstream's are
+        added. Redirects are not followed. `raw` leaves a compressed reply compressed. `head_seconds`
+        bounds what cannot be bounded at `head`: an exchange through the session.
 
-        Read the response through `pieces_of`. Raises UpstreamUnavailable where no connection could be
-        had, UpstreamFailed where it broke before an answer.
+        Raises UpstreamUnavailable where no connection could be had, UpstreamFailed where it broke before
+        an answer, TimeoutError.
         """
         if self._wait_ready is not None:
             await self._wait_ready()
-        url = self._target().base_url + path
+        target = self._target()
+        headers = list(headers)
+        if target.token:
+            headers.append(("Authorization", f"Bearer {target.token}"))
+        if (
+            self._direct is not None
+            and method == "POST"
+            and isinstance(data, bytes)
+            and len(data) <= WHOLE_WRITE_BYTES
+            and "@" not in target.base_url  # credentials in an address are the session's to read
+        ):
+            return await self._direct.post(target.base_url, path, headers, data, raw=raw)
         if isinstance(data, bytes) and len(data) > WHOLE_WRITE_BYTES:
             data = io.BytesIO(data)
         try:
-            response = await self._session.request(
-                method,
-                url,
-                headers=self.headers(headers),
-                data=data,
-                allow_redirects=False,
-                auto_decompress=not raw,
-            )
+            async with asyncio.timeout(head_seconds):
+                response = await self._session.request(
+                    method,
+                    target.base_url + path,
+                    headers=headers,
+                    data=data,
+                    allow_redirects=False,
+                    auto_decompress=not raw,
+                )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise unreachable(error) from None
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise _broken_off(error) from None
-        try:
-            yield response
-        finally:
-            # Not release(): what is left unread of a reply that nobody wants must not be waited for.
-            response.close()
+        except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise broken_off(error) from None
+        return PublicReply(response)
 
 
 @asynccontextmanager
@@ -124,11 +131,12 @@ async def open_upstream(
     wait_ready: Callable[[], Awaitable[None]] | None = None,
     connections: int = 0,
     connect_seconds: float = CONNECT_SECONDS,
+    direct: bool = True,
 ) -> AsyncIterator[Upstream]:
     """An Upstream and the session it owns.
 
     `wait_ready` is awaited before every request: an upstream of our own may still be starting.
-    `connections` bounds the pool, 0 does not.
+    `connections` bounds the pool, 0 does not. `direct` lets exchanges go past the session.
     """
     connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS)
     session = aiohttp.ClientSession(
@@ -138,30 +146,15 @@ async def open_upstream(
         auto_decompress=True,
         trust_env=False,
     )
-    if not install(connector):
-        log.warning("this aiohttp is not as expected: streams take the slower way")
+    shortcut = open_connections(session, connector) if direct else None
+    if direct and shortcut is None:
+        log.warning("this aiohttp is not as expected: the relay takes the slower way")
     async with session:
-        yield Upstream(session, target, wait_ready)
-
-
-async def pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """A reply's body as it comes. Raises UpstreamFailed where it breaks off."""
-    if (handler := direct_handler(response)) is not None:
-        handler.go_public()
-    try:
-        async for data in response.content.iter_any():
-            yield data
-    except (aiohttp.ClientError, OSError) as error:
-        raise _broken_off(error) from None
-
-
-async def body_of(response: aiohttp.ClientResponse) -> bytes:
-    """A reply's whole body. Raises UpstreamFailed where it breaks off."""
-    return b"".join([data async for data in pieces_of(response)])
+        yield Upstream(session, shortcut, target, wait_ready)
 
 
 async def chat_chunks(
-    exchange: AbstractAsyncContextManager[tuple[aiohttp.ClientResponse, str | None]],
+    exchange: AbstractAsyncContextManager[tuple[UpstreamReply, str | None]],
     patience: Patience,
 ) -> AsyncGenerator[ModelChunk]:
     """One streamed chat completion; close it (`aclosing`) if you leave before its end.
@@ -175,12 +168,12 @@ async def chat_chunks(
     try:
         async with (
             asyncio.timeout(patience.first_token_seconds) as deadline,
-            exchange as (response, token),
+            exchange as (reply, token),
         ):
-            await _raise_for_status(response, token)
-            is_event_stream = response.content_type == "text/event-stream"
+            await _raise_for_status(reply, token)
+            is_event_stream = reply.content_type == "text/event-stream"
             reader = ModelChunkReader(is_event_stream=is_event_stream, token=token)
-            async for data in pieces_of(response):
+            async for data in reply.pieces():
                 deadline.reschedule(None)  # the reader's time is not the upstream's
                 for chunk in reader.feed(data):
                     yield chunk
@@ -192,14 +185,14 @@ async def chat_chunks(
         raise DeadlineExceeded("The upstream model server was silent for too long.") from None
 
 
-async def _raise_for_status(response: aiohttp.ClientResponse, token: str | None) -> None:
-    if response.status < 300:
+async def _raise_for_status(reply: UpstreamReply, token: str | None) -> None:
+    if reply.status < 300:
         return
-    if response.status < 400:
+    if reply.status < 400:
         raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
     body = bytearray()
     with suppress(UpstreamFailed):  # what came of it has to do
-        async for data in pieces_of(response):
+        async for data in reply.pieces():
             body += data
             if len(body) > MAX_ERROR_BYTES:
                 break
@@ -207,16 +200,9 @@ async def _raise_for_status(response: aiohttp.ClientResponse, token: str | None)
         said = error_text(decode_json(bytes(body)), token)
     except ValueError:
         said = ""
-    log.warning("upstream answered %d with %d bytes", response.status, len(body))
+    log.warning("upstream answered %d with %d bytes", reply.status, len(body))
     log.debug("upstream answered: %.500r", bytes(body))
-    message = f"The upstream answered with status {response.status}" + (
-        f": {said}" if said else "."
-    )
+    message = f"The upstream answered with status {reply.status}" + (f": {said}" if said else ".")
     raise UpstreamRefused(
-        message, upstream_status=response.status, retry_after=retry_after_seconds(response.headers)
+        message, upstream_status=reply.status, retry_after=retry_after_seconds(reply.headers)
     )
-
-
-def _broken_off(error: BaseException) -> UpstreamFailed:
-    log.warning("upstream broke off: %s: %s", type(error).__name__, error)
-    return UpstreamFailed("The upstream model server broke off its reply.")

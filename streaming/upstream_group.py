@@ -12,22 +12,21 @@ only where nothing was begun: no connection, or a 429, 502, 503 or 504 that says
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import aiohttp
-from multidict import CIMultiDict
 
 from streaming.circuit_breaker import CircuitBreaker
 from streaming.failures import UpstreamFailed, UpstreamSilent, UpstreamUnavailable
 from streaming.json_codec import encode_json
 from streaming.model_chunks import ModelChunk
+from streaming.pulse import Pulse
 from streaming.silence_watch import SilenceLimits, SilenceWatch
 from streaming.streamed_body import StreamedBody
 from streaming.upstream import NOT_NOW, Patience, Upstream, chat_chunks
 from streaming.upstream_errors import retry_after_seconds
+from streaming.upstream_reply import UpstreamReply
 
 # An upstream that restarts behind its port is back in less, and a person does not notice it.
 REPEAT_SECONDS = 0.2
@@ -60,52 +59,54 @@ BodyFor = Callable[[GroupMember], bytes]
 Data = bytes | StreamedBody | BodyFor | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Call:
     """What is asked, of whomever."""
 
     method: str
     path: str
-    headers: Mapping[str, str]
+    headers: Sequence[tuple[str, str]]
     data: Data
     raw: bool
-    first_byte_seconds: float | None
+    silence: SilenceLimits | None  # None: whoever reads the reply sees to that
 
-    def to(self, member: GroupMember) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    async def to(self, member: GroupMember) -> UpstreamReply:
         headers, data = self.headers, self.data
         if isinstance(data, StreamedBody):
             if data.length is not None:
-                headers = CIMultiDict(headers)
-                headers["Content-Length"] = str(data.length)
+                headers = [*headers, ("Content-Length", str(data.length))]
         elif callable(data):
             data = data(member)
-        return member.upstream.request(
-            self.method, self.path, headers=headers, data=data, raw=self.raw
+        return await member.upstream.send(
+            self.method,
+            self.path,
+            headers=headers,
+            data=data,
+            raw=self.raw,
+            head_seconds=self.silence.first_byte_seconds if self.silence is not None else None,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Answer:
-    """A reply of which nothing is read; `held` closes it. `began`: when it was asked for."""
+    """A reply of which only the head is read."""
 
-    response: aiohttp.ClientResponse
+    reply: UpstreamReply
     member: GroupMember
-    began: float
-    held: AsyncExitStack
 
     @property
     def asks_for_another_try(self) -> bool:
-        if self.response.status not in NOT_NOW:
+        if self.reply.status not in NOT_NOW:
             return False
-        said = self.response.headers.get("x-should-retry", "").lower()
-        return said == "true" or (said != "false" and "Retry-After" in self.response.headers)
+        said = self.reply.headers.get("x-should-retry", "").lower()
+        return said == "true" or (said != "false" and "Retry-After" in self.reply.headers)
 
     @property
     def seconds_to_wait(self) -> float | None:
         """None where it asks for a wait that is no number of seconds."""
-        if "Retry-After" not in self.response.headers:
+        if "Retry-After" not in self.reply.headers:
             return 0.0
-        return retry_after_seconds(self.response.headers)
+        return retry_after_seconds(self.reply.headers)
 
 
 class _Turns:
@@ -152,12 +153,14 @@ class UpstreamGroup:
         retry: RetryLimits,
         silence: SilenceLimits,
         patience: Patience,
+        pulse: Pulse,
     ) -> None:
         self.model = model
         self.members = tuple(members)
         self._retry = retry
         self._silence = silence
         self._patience = patience
+        self._pulse = pulse
 
     def why_not_ready(self) -> str | None:
         """One line for `/readyz`, or None where a way is left."""
@@ -165,26 +168,21 @@ class UpstreamGroup:
             return None
         return "no upstream can be reached"
 
-    @asynccontextmanager
-    async def request(
+    async def send(
         self,
         method: str,
         path: str,
         *,
-        headers: Mapping[str, str],
+        headers: Sequence[tuple[str, str]],
         data: Data = None,
         raw: bool = False,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """`Upstream.request`, with whichever upstream answers.
+    ) -> UpstreamReply:
+        """`Upstream.send`, to whichever upstream answers, until the reply's head is there. Close it.
 
         Raises also UpstreamSilent, here or from whoever reads the reply's body.
         """
-        call = _Call(method, path, headers, data, raw, self._silence.first_byte_seconds)
-        async with AsyncExitStack() as held:
-            answer = await self._answer(call, held)
-            watch = SilenceWatch(answer.response, self._silence, began=answer.began)
-            held.callback(watch.close)
-            yield answer.response
+        call = _Call(method, path, headers, data, raw, self._silence)
+        return (await self._answer(call)).reply
 
     def chat(self, body: dict[str, Any]) -> AsyncGenerator[ModelChunk]:
         """One streamed chat completion: see `chat_chunks`. `body` may name another model."""
@@ -194,43 +192,69 @@ class UpstreamGroup:
         def body_for(member: GroupMember) -> bytes:
             return encode_json(body | {"model": member.model} if is_own else body)
 
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers = (("Content-Type", "application/json"), ("Accept", "text/event-stream"))
         call = _Call("POST", "/chat/completions", headers, body_for, False, None)
         return chat_chunks(self._chat_exchange(call), self._patience)
 
     @asynccontextmanager
-    async def _chat_exchange(
-        self, call: _Call
-    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, str | None]]:
-        async with AsyncExitStack() as held:
-            answer = await self._answer(call, held)
-            yield answer.response, answer.member.upstream.token
+    async def _chat_exchange(self, call: _Call) -> AsyncIterator[tuple[UpstreamReply, str | None]]:
+        answer = await self._answer(call)
+        try:
+            yield answer.reply, answer.member.upstream.token
+        finally:
+            answer.reply.close()
 
-    async def _answer(self, call: _Call, held: AsyncExitStack) -> _Answer:
-        """The answer to be told; `held` closes it. Raises what the last attempt did."""
+    async def _answer(self, call: _Call) -> _Answer:
+        """The answer to be told. Raises what the last attempt did."""
         turns = _Turns(self.members, self._retry)
         answer: _Answer | None = None
         failure: UpstreamUnavailable | None = None
-        while (member := await turns.next()) is not None:
-            try:
-                newer = await _attempt(call, member)
-            except UpstreamUnavailable as error:
-                failure = error
-                turns.put_back(member, 0.0)
-            else:
-                if answer is not None:
-                    await answer.held.aclose()
-                answer = newer
-                held.push_async_exit(answer.held)
-                if not answer.asks_for_another_try:
+        try:
+            while (member := await turns.next()) is not None:
+                try:
+                    newer = await self._attempt(call, member)
+                except UpstreamUnavailable as error:
+                    failure = error
+                    turns.put_back(member, 0.0)
+                else:
+                    if answer is not None:
+                        answer.reply.close()
+                    answer = newer
+                    if not answer.asks_for_another_try:
+                        break
+                    if (wait := answer.seconds_to_wait) is not None:
+                        turns.put_back(member, wait)
+                if isinstance(call.data, StreamedBody) and call.data.begun:
                     break
-                if (wait := answer.seconds_to_wait) is not None:
-                    turns.put_back(member, wait)
-            if isinstance(call.data, StreamedBody) and call.data.begun:
-                break
+        except BaseException:
+            if answer is not None:
+                answer.reply.close()
+            raise
         if answer is not None:
             return answer
         raise failure or self._refusal()
+
+    async def _attempt(self, call: _Call, member: GroupMember) -> _Answer:
+        """Ask one upstream, and tell its circuit what came of it."""
+        reply: UpstreamReply | None = None
+        try:
+            reply = await call.to(member)
+            if call.silence is not None:
+                reply.call_on_close(SilenceWatch(reply, call.silence, self._pulse).close)
+            await reply.head()
+        except BaseException as error:
+            if reply is not None:
+                reply.close()
+            _tell_failure(call, member, error)
+            if isinstance(error, TimeoutError):
+                said = "The upstream model server was silent for too long."
+                raise UpstreamSilent(said) from None
+            raise
+        if reply.status in DOWN:
+            member.breaker.failed()
+        else:
+            member.breaker.succeeded()
+        return _Answer(reply, member)
 
     def _refusal(self) -> UpstreamUnavailable:
         """What is told where every circuit is open."""
@@ -240,28 +264,14 @@ class UpstreamGroup:
         )
 
 
-async def _attempt(call: _Call, member: GroupMember) -> _Answer:
-    """Ask one upstream, and tell its circuit what came of it."""
-    held = AsyncExitStack()
-    began = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout(call.first_byte_seconds):
-            response = await held.enter_async_context(call.to(member))
-    except BaseException as error:
-        upload = call.data if isinstance(call.data, StreamedBody) else None
-        if upload is not None and upload.failure is not None:
-            member.breaker.left()
-            raise upload.failure from None
-        if isinstance(error, UpstreamUnavailable | UpstreamFailed):
-            member.breaker.failed()
-        else:
-            member.breaker.left()
-        if isinstance(error, TimeoutError):
-            said = "The upstream model server was silent for too long."
-            raise UpstreamSilent(said) from None
-        raise
-    if response.status in DOWN:
+def _tell_failure(call: _Call, member: GroupMember, error: BaseException) -> None:
+    """Tell a circuit of an exchange that raised. Raises what made an upload fail, if that is why."""
+    upload = call.data if isinstance(call.data, StreamedBody) else None
+    if upload is not None and upload.failure is not None:
+        member.breaker.left()
+        raise upload.failure from None
+    has_failed = isinstance(error, UpstreamUnavailable | UpstreamFailed)
+    if has_failed and not isinstance(error, UpstreamSilent):
         member.breaker.failed()
     else:
-        member.breaker.succeeded()
-    return _Answer(response, member, began, held)
+        member.breaker.left()

@@ -13,15 +13,21 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import settings
 
 from bench.ray_cluster import NoNamespaces, RayCluster, open_ray_cluster
 from server.app import create_app
+from server.http_runner import HttpRunner
 from server.keys import RUNNER
 from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
-from streaming.direct_body import DirectHandler
+from streaming.direct_exchange import DirectHandler
 from streaming.runners import ray_link
+
+# How long an example takes is the machine's affair.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Script = Callable[[list[dict[str, Any]]], str]
@@ -30,7 +36,7 @@ Script = Callable[[list[dict[str, Any]]], str]
 @asynccontextmanager
 async def listening(app: web.Application) -> AsyncIterator[str]:
     """Serve an application as `python -m server` does; yields its address."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    runner = HttpRunner(app, shutdown_seconds=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -146,7 +152,13 @@ def chunk(**delta: Any) -> dict[str, Any]:
     return {"id": "u", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
 
 
-def scripted(script: Script, *, pieces: int = 4, gate: asyncio.Event | None = None) -> Handler:
+def scripted(
+    script: Script,
+    *,
+    pieces: int = 4,
+    gate: asyncio.Event | None = None,
+    finish_reason: str = "stop",
+) -> Handler:
     """A model that answers with what `script` says to the messages, `pieces` characters a delta."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -157,7 +169,7 @@ def scripted(script: Script, *, pieces: int = 4, gate: asyncio.Event | None = No
             if gate is not None:
                 await gate.wait()
             await _send(response, chunk(content=text[begin : begin + pieces]))
-        finish: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        finish: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": finish_reason}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         await _send(response, {"id": "u", "choices": [finish], "usage": usage})
         await response.write(b"data: [DONE]\n\n")

@@ -28,6 +28,7 @@ USER = [{"role": "user", "content": "hi"}]
         (b'{"messages": [{"role": "system", "content": "x"}]}', 400, "messages", "user message"),
         (b'{"messages": [{"role": "user", "content": " "}]}', 400, "messages.0.content", "empty"),
         (b'{"model": 5, "messages": []}', 400, "model", "str"),
+        (json.dumps({"messages": USER, "model": "x" * 257}).encode(), 400, "model", "at most 256"),
         (json.dumps({"messages": USER, "n": 2}).encode(), 400, "n", "must be 1"),
         (json.dumps({"messages": USER, "stream": "yes"}).encode(), 400, "stream", "bool"),
         (

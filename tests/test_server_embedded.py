@@ -18,6 +18,8 @@ from server import embedded
 from server.embedded import MODEL, EmbeddedUnavailable, EmbeddedUpstream
 from server.embedded_examples import EXAMPLES
 from server.embedded_prompt import make_prompt_templates, shape_request
+from server.settings import make_settings
+from server.upstreams import open_upstreams
 
 CHECKOUT = Path(embedded.__file__).parent.parent
 LOADED_SECONDS = 15
@@ -171,6 +173,18 @@ async def test_the_model_s_packages_are_not_imported_into_our_process() -> None:
     assert out == b"set()\n"
 
 
+async def test_calls_in_quick_succession_meet_no_connection_that_is_being_closed(
+    upstream: EmbeddedUpstream,
+) -> None:
+    await upstream.wait_ready(LOADED_SECONDS)
+    async with open_upstreams(make_settings(), upstream) as upstreams:
+        for _ in range(20):
+            chunks = [
+                chunk async for chunk in upstreams.default.group.chat(HELLO | {"max_tokens": 1})
+            ]
+            assert any(chunk.finish_reason == "length" for chunk in chunks)
+
+
 STEP = {"model": MODEL, "stop": ["Observation:", "Calling tools:"], "stream": True}
 
 
@@ -212,7 +226,7 @@ def test_a_later_step_draws_anew_and_may_use_any_number() -> None:
 
 def test_earlier_turns_stand_between_the_examples_and_the_task() -> None:
     messages = [
-        {"role": "user", "content": "New task:\nHello"},
+        {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": 'Say "hi"'},
         {"role": "user", "content": "New task:\nWhat is 2 plus 3?"},
     ]
@@ -222,6 +236,16 @@ def test_earlier_turns_stand_between_the_examples_and_the_task() -> None:
         '```python\nfinal_answer("Say \\"hi\\"")\n```',
         "What is 2 plus 3?",
     ]
+
+
+def test_what_a_request_says_of_sampling_comes_before_what_suits_the_model() -> None:
+    asked = {"temperature": 0.7, "seed": 5, "max_tokens": 2}
+    task = {"role": "user", "content": "New task:\nWhat is 17 * 23?"}
+    for kind in (STEP, {"model": MODEL}):
+        body = shape_request({**kind, **asked, "messages": [task]})
+        assert {name: body[name] for name in asked} == asked
+        longer = shape_request({**kind, "max_tokens": 10_000, "messages": [task]})
+        assert longer["max_tokens"] < 10_000
 
 
 def test_the_answer_at_max_steps_is_a_plain_chat_without_a_grammar() -> None:

@@ -93,6 +93,23 @@ def test_the_sdk_gets_a_whole_answer(client: OpenAI) -> None:
     assert reply.usage.total_tokens > 0
 
 
+def test_the_sdk_is_told_that_the_limit_of_tokens_cut_the_answer(client: OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model=AGENT, messages=ask("What is 6 * 7?"), max_tokens=2
+    )
+    assert reply.choices[0].finish_reason == "length"
+
+
+def test_a_title_is_the_embedded_models_own(client: OpenAI) -> None:
+    prompt = "### Task:\nGenerate a title.\n<chat_history>\nUSER: Bake bread\n</chat_history>"
+    reply = client.chat.completions.create(model=AGENT, messages=ask(prompt), max_tokens=20)
+    assert reply.model == AGENT
+    assert reply.choices[0].message.content
+    assert not hasattr(reply.choices[0].message, "reasoning_content")
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens <= 20  # of one call
+
+
 @pytest.mark.parametrize("model", [EMBEDDED, f"{EMBEDDED}-nothink"])
 def test_the_embedded_model_is_relayed_as_plain_chat(client: OpenAI, model: str) -> None:
     whole = client.chat.completions.create(
@@ -138,8 +155,9 @@ def test_the_embedded_models_process_ends_with_the_server() -> None:
             time.sleep(0.01)
         process.kill()
         process.wait()
+        deadline = time.monotonic() + 60  # one that is still being started notices when it is
         while any(alive(int(pid)) for pid in pids):
-            assert time.monotonic() < deadline + 5
+            assert time.monotonic() < deadline
             time.sleep(0.01)
 
 

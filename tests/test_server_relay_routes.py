@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from conftest import FakeUpstream, Gateway, MakeGateway, events_of
+from yarl import URL
 
 from server.relay_routes import JSON_PATHS, ROUTES
 from server.upstream_settings import parse_upstreams
@@ -30,6 +31,21 @@ async def echo(request: web.Request) -> web.Response:
 async def send(gateway: Gateway, method: str, path: str, **kwargs: Any) -> tuple[int, Any, bytes]:
     async with gateway.session.request(method, gateway.base + path, **kwargs) as response:
         return response.status, response.headers, await response.read()
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_a_query_goes_up_as_it_came(
+    upstream: FakeUpstream, make_gateway: MakeGateway, method: str
+) -> None:
+    upstream.handler = echo
+    gateway = await make_gateway()
+    path = "/v1/files?a=b%23c&d=e%26f&g=h+i%2Bj&k=%0D%0AX:y&l=%2520&m=%3D&n"
+    data = b"{}" if method == "POST" else None
+    headers = {"Content-Type": "application/json"} if data is not None else {}
+    url = URL(gateway.base + path, encoded=True)
+    async with gateway.session.request(method, url, data=data, headers=headers) as response:
+        assert response.status == 200
+    assert upstream.requests[-1][0].raw_path == path
 
 
 @pytest.mark.parametrize("path", JSON_PATHS)

@@ -20,6 +20,7 @@ from conftest import (
 )
 from smolagents import CodeAgent, tool
 
+from server import finished_runs
 from server.drain import drain
 from server.keys import SUPERVISOR
 
@@ -413,3 +414,57 @@ async def test_a_drain_ends_agents_and_relayed_streams_with_an_error_event(
     for events in (await agent, await relayed):
         assert events[-2]["error"]["code"] == "draining"
         assert events[-1] == "[DONE]"
+
+
+async def test_a_run_can_be_asked_for_after_its_end_by_its_own_key(
+    make_gateway: MakeGateway,
+) -> None:
+    gateway = await make_gateway(api_keys=("mine", "yours"))
+    mine, yours = ({"Authorization": f"Bearer {key}"} for key in ("mine", "yours"))
+    status, _, body = await gateway.post(ASK, headers=mine)
+    assert status == 200
+    await until(lambda: not gateway.app[SUPERVISOR].runs)
+    url = f"{gateway.base}/v1/runs/{body['id']}"
+    async with gateway.session.get(url, headers=mine) as response:
+        run = await response.json()
+    assert (run["status"], run["outcome"], run["step"]) == ("done", "ok", 1)
+    assert run["usage"] == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    assert run["created"] <= run["started"] <= run["ended"]
+    assert 0 < run["first_token_seconds"] <= run["queue_seconds"] + run["seconds"] + 0.01
+    async with gateway.session.get(url, headers=yours) as response:
+        assert response.status == 404
+
+
+async def test_a_run_whose_client_left_says_so_afterwards(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    model = Gated(upstream)
+    gateway = await make_gateway()
+    asking = asyncio.ensure_future(gateway.post(ASK))
+    await model.called()
+    (run_id,) = gateway.app[SUPERVISOR].runs
+    asking.cancel()
+    await until(lambda: not gateway.app[SUPERVISOR].runs)
+    async with gateway.session.get(f"{gateway.base}/v1/runs/{run_id}") as response:
+        run = await response.json()
+    assert (run["status"], run["outcome"]) == ("done", "client_gone")
+
+
+async def test_ended_runs_are_kept_for_a_while_and_not_without_end(
+    make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finished_runs, "MAX_KEPT", 2)
+    gateway = await make_gateway()
+    ids = [(await gateway.post(ASK))[2]["id"] for _ in range(3)]
+    await until(lambda: not gateway.app[SUPERVISOR].runs)
+
+    async def statuses() -> list[int]:
+        seen = []
+        for run_id in ids:
+            async with gateway.session.get(f"{gateway.base}/v1/runs/{run_id}") as response:
+                seen.append(response.status)
+        return seen
+
+    assert await statuses() == [404, 200, 200]
+    monkeypatch.setattr(finished_runs, "KEPT_SECONDS", 0.0)
+    assert await statuses() == [404, 404, 404]

@@ -75,8 +75,9 @@ def test_without_a_first_upstream_the_agents_use_one_of_these_or_the_embedded_mo
         ([ENTRY | {"name": "x"}, ENTRY | {"name": "x"}], "[1].name is 'x'"),
         ([ENTRY | {"name": "default"}], "[0].name is 'default'"),
         ([ENTRY | {"token": "se cret"}], "[0].token is (hidden)"),
-        ([ENTRY | {"token": "secret", "token_env": "T"}], "[0] has token and token_env"),
+        ([ENTRY | {"token": "secret", "token_env": "T"}], "[0] has more than one of token,"),
         ([ENTRY | {"token_env": "MISSING"}], "[0].token_env is 'MISSING'"),
+        ([ENTRY | {"token_file": "/missing"}], "[0].token_file is '/missing'"),
         ([ENTRY | {"models": ["code-writing-agent"]}], " has 'code-writing-agent'"),
         ({"token": "secret"}, " does not fit"),
     ],
@@ -90,6 +91,14 @@ def test_what_cannot_work_is_refused_in_one_line(entries: Any, said: str) -> Non
     assert "allowed" in message
     assert "secret" not in message
     assert "\n" not in message
+
+
+def test_a_token_may_stand_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("secret-3\n")
+    settings = read([ENTRY | {"token_file": str(path)}])
+    assert [options.token for options in settings.upstream_options()][-1] == "secret-3"
+    assert str(path) not in repr(settings.upstream_options())
 
 
 def test_no_token_is_in_a_repr() -> None:

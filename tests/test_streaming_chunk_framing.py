@@ -73,6 +73,8 @@ def test_extensions_and_any_case_of_digits_are_read() -> None:
     [
         b"x\r\nabc\r\n",
         b"0x3\r\nabc\r\n",
+        b"3;a\nb\r\nabc\r\n",
+        b"3;a\rb\r\nabc\r\n",
         b"-3\r\nabc\r\n",
         b"+3\r\nabc\r\n",
         b"3_0\r\nabc\r\n",

@@ -121,3 +121,45 @@ def test_a_stream_that_is_not_complete_is_a_failure(cut_off: int, is_direct: boo
             stage.feed(raw)
             with pytest.raises(UpstreamFailed):
                 stage.flush()
+
+
+def said(index: int, content: str, finish: str | None = None) -> bytes:
+    choice = {"index": index, "delta": {"content": content}, "finish_reason": finish}
+    return event({"id": "u", "choices": [choice]}, escaped=True)
+
+
+@pytest.mark.parametrize("is_direct", [True, False])
+@pytest.mark.parametrize(
+    ("options", "events", "texts"),
+    [
+        # A choice that begins after another's block was closed.
+        (
+            {"mode": "block", "starts_open": True},
+            [said(0, "t</think>a"), said(1, "thoughts"), said(0, "x < y"), said(1, "</think>b")],
+            ["ax < y", "b"],
+        ),
+        ({}, [said(0, "a", ""), said(0, "<think>b", ""), said(0, "c", "")], ["abc"]),
+    ],
+)
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_what_has_no_opener_is_read_where_more_than_openers_count(
+    is_direct: bool, options: Any, events: list[bytes], texts: list[str], at_once: int
+) -> None:
+    stage = ScrubbedEvents(DeltaScrubber(**options), finishes=0)
+    reads = [events[at : at + at_once] for at in range(0, len(events), at_once)]
+    if is_direct:
+        direct = DirectEvents(stage)
+        frames = [direct.feed(b"".join(map(frame_of, read))) for read in reads]
+        out = b"".join(map(payload_of, frames)) + stage.flush()
+    else:
+        out = b"".join(stage.feed(b"".join(read)) for read in reads) + stage.flush()
+    assert texts_of(out, len(texts)) == texts
+    assert b'"finish_reason":""' not in out.replace(b" ", b"")
+
+
+def test_lines_in_a_frame_may_end_in_two_ways() -> None:
+    direct = DirectEvents(ScrubbedEvents(DeltaScrubber(), finishes=0))
+    held = direct.feed(frame_of(said(0, "a<")))
+    end = direct.feed(frame_of(b"data: [DONE]\r\n\n"))
+    assert texts_of(payload_of(held + end), 1) == ["a<"]
+    assert payload_of(end).endswith(b"data: [DONE]\r\n\n")

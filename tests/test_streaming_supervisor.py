@@ -252,7 +252,7 @@ async def test_what_a_run_keeps_for_later_readers_is_bounded() -> None:
     for _ in range(10):
         await run.channel.send_on_loop(ModelDelta(text))
         await fast.read()
-    assert not run.joinable
+    assert not run.joinable()
     with pytest.raises(RuntimeError):
         run.reader()
     run.channel.finish(Final("x"))

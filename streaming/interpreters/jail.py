@@ -135,13 +135,13 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
             end = self._end_of_jail()
             self._discard()
             self._refuse_if_killed()
-            raise self._lost(f"The process that ran the code is gone: {end}") from None
+            raise self._lost(f"The process that ran the code is gone: {end}", "end") from None
         except _OutOfTime:
             text = f"The code exceeded {self._step_seconds:g} s and was killed"
-            raise self._lost(text) from None
+            raise self._lost(text, "time") from None
         except (WireBroken, ValueRefused) as error:
             raise self._lost(
-                f"The code broke out of its interpreter and was killed: {error}"
+                f"The code broke out of its interpreter and was killed: {error}", "breach"
             ) from None
         except InterpreterError:
             raise
@@ -170,7 +170,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         had_one = self._jail is not None
         self._discard()
         if had_one:
-            raise self._lost("The jail was killed between two steps")
+            raise self._lost("The jail was killed between two steps", "end")
         try:
             jail = self._pool.take(_TAKE_SECONDS, stopped=lambda: self._killed)
         except JailUnavailable:
@@ -198,9 +198,10 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         if jail is not None:
             jail.close()
 
-    def _lost(self, text: str) -> JailKilled:
+    def _lost(self, text: str, why: str) -> JailKilled:
         """After this the next code gets a fresh jail."""
         self._discard()
+        self._pool.count_lost(why)
         return JailKilled(f"{text}; {_ALL_LOST}.")
 
     def _end_of_jail(self) -> str:
@@ -236,7 +237,8 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
             elif isinstance(message, ToolCalled):
                 calls_left -= 1
                 if calls_left < 0:
-                    raise self._lost(f"The code called tools over {self._limits.tool_calls} times")
+                    text = f"The code called tools over {self._limits.tool_calls} times"
+                    raise self._lost(text, "calls")
                 self._answer(message)
             elif isinstance(message, Finished):
                 return CodeOutput(self._output(message), self._logs(), message.is_final_answer)

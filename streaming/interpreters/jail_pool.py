@@ -13,8 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -53,13 +53,17 @@ class JailUnavailable(Unavailable):
 
 @dataclass(frozen=True)
 class JailPoolStats:
-    """Jails now alive, of those waiting in the pool; spawned and killed since the start."""
+    """Jails now alive, of those waiting in the pool; spawned and killed since the start.
+
+    `lost`: those that ended under code that was running in them, by why.
+    """
 
     alive: int
     warm: int
     spawned: int
     killed: int
     zygote_restarts: int
+    lost: Mapping[str, int]
 
 
 class JailPool:
@@ -113,6 +117,7 @@ class JailPool:
         self._starting: dict[int, JailProcess] = {}
         self._alive: dict[int, JailProcess] = {}
         self._spawned = self._killed = 0
+        self._lost: Counter[str] = Counter()
         self._spawn_again_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -154,6 +159,7 @@ class JailPool:
             spawned=self._spawned,
             killed=self._killed,
             zygote_restarts=self._zygote.restarts,
+            lost=dict(self._lost),
         )
 
     def take(
@@ -185,6 +191,11 @@ class JailPool:
         """Have every waiting `take` look at its `stopped` again."""
         with self._changed:
             self._changed.notify_all()
+
+    def count_lost(self, why: str) -> None:
+        """A jail ended under the code that ran in it: `time`, `end`, `breach` or `calls`. Any thread."""
+        with self._changed:
+            self._lost[why] += 1
 
     async def close(self) -> None:
         """Kill every jail and the zygote and wait until they are gone. Idempotent."""

@@ -1,0 +1,170 @@
+"""An upstream's event stream → the client's socket, in the very callback that its bytes come in.
+
+In: a request, and the reply that answers it once there is one. Out: its frames on the client's transport,
+without a task woken per read. The handler's task only waits, and sees to what is rare: a client that reads
+slowly (the upstream's socket is paused, so memory stays bounded), an end, a fault. The pulse sees to
+heartbeats: a stream whose upstream says nothing yet begins with one, in time for the proxies on the way; from
+then on what goes wrong is an event.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+from aiohttp import web
+from aiohttp.http_writer import HttpVersion11
+
+from server.bare_response import BareResponse
+from server.sse_writer import PING, SSE_HEADERS, ClientStalled
+from streaming.chunk_framing import LAST_FRAME, frame_of
+from streaming.event_stages import DirectEvents
+from streaming.pulse import Pulse
+from streaming.upstream_reply import Taken
+
+
+class DirectStream(BareResponse):
+    """One stream. `carry` or `carry_pieces` it, `end_with` something where that raises, and `release` it.
+
+    It is `prepared` once its head is sent, which a heartbeat may do.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        headers: Iterable[tuple[str, str]],
+        *,
+        pulse: Pulse,
+        heartbeat_seconds: float,
+        stall_seconds: float,
+    ) -> None:
+        super().__init__(200, headers)
+        self._is_chunked = request.version >= HttpVersion11
+        self._request = request
+        self._protocol = request.protocol
+        self._transport = request.transport
+        self._taken: Taken | None = None
+        self._stage: DirectEvents | None = None
+        self._pulse = pulse
+        self._heartbeat_seconds = heartbeat_seconds
+        self._stall_seconds = stall_seconds
+        self._writes = self._seen_writes = 0
+        self._silent_since = asyncio.get_running_loop().time()
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+        self._ended = False
+        pulse.add(self._look)
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether the connection is a chunked one; else `carry_pieces` has to be used."""
+        return self._is_chunked
+
+    def release(self) -> None:
+        """Send no heartbeats any more."""
+        self._pulse.discard(self._look)
+
+    async def carry(self, taken: Taken, stage: DirectEvents) -> None:
+        """The whole of a taken stream.
+
+        Raises UpstreamFailed where it breaks off or is not complete, ClientStalled, ConnectionError.
+        """
+        self._taken, self._stage = taken, stage
+        self._on_data(taken.start(self._on_data, self._fail), self._unsent_head())
+        while self._error is None:
+            if self._protocol.writing_paused:
+                await self._drain()
+            if self._ended:
+                return
+            taken.resume()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        raise self._error
+
+    async def carry_pieces(self, pieces: AsyncIterator[bytes]) -> None:
+        """The whole of a stream that comes as events, some at a time. Raises as `carry` does."""
+        if head := self._unsent_head():
+            self._write(head)
+        async for events in pieces:
+            self._write(self._framed(events))
+            if self._protocol.writing_paused:
+                await self._drain()
+        self.end_with(b"")
+
+    def end_with(self, events: bytes) -> None:
+        """End it with these events. Raises ConnectionResetError where the client left."""
+        if not self._ended:
+            self._ended = True
+            end = LAST_FRAME if self._is_chunked else b""
+            self.write_bare(self._request, self._unsent_head() + self._framed(events) + end)
+
+    def bare_head(self, request: web.BaseRequest) -> bytes:
+        self.headers.update(SSE_HEADERS)
+        if self._is_chunked:
+            self.headers["Transfer-Encoding"] = "chunked"
+        return super().bare_head(request)
+
+    def _unsent_head(self) -> bytes:
+        return b"" if self.prepared else self.bare_head(self._request)
+
+    def _framed(self, events: bytes) -> bytes:
+        return frame_of(events) if self._is_chunked else events
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await self._request.writer.drain()
+        except TimeoutError:
+            if self._transport is not None:
+                self._transport.abort()
+            raise ClientStalled("the client reads nothing") from None
+
+    def _on_data(self, data: bytes, head: bytes = b"") -> None:
+        if self._error is not None or self._ended:
+            return
+        stage, taken = self._stage, self._taken
+        assert stage is not None
+        assert taken is not None
+        frames = b""
+        try:
+            if data:
+                frames = stage.feed(data)
+            if stage.ended:
+                taken.finish()
+                frames += stage.flush() + LAST_FRAME
+                self._ended = True
+                self._wake()
+        except Exception as error:  # noqa: BLE001 - raised in carry()
+            self._fail(error)
+        if head:
+            frames = head + frames
+        if frames:
+            self._write(frames)
+
+    def _write(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._writes += 1
+        transport.write(data)
+        if self._protocol.writing_paused and self._taken is not None:
+            self._taken.pause()
+            self._wake()
+
+    def _look(self, now: float) -> None:
+        """Called by the pulse: a heartbeat is due if none would be in time after the next look."""
+        if self._writes != self._seen_writes or self._protocol.writing_paused:
+            self._seen_writes = self._writes
+            self._silent_since = now
+        elif now - self._silent_since + self._pulse.every_seconds > self._heartbeat_seconds:
+            self._silent_since = now
+            self._write(self._unsent_head() + self._framed(PING))
+            self._seen_writes = self._writes
+
+    def _fail(self, error: Exception) -> None:
+        if self._error is None and not self._ended:
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

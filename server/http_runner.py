@@ -1,0 +1,90 @@
+"""HTTP as aiohttp speaks it, its own refusals in OpenAI's shape.
+
+In: an application. Out: a runner that serves it. What aiohttp answers by itself, before or beside the
+middlewares (bytes that are no HTTP, a header that is too long, an `Expect` that is not known), is JSON
+with a request id like every other error, and one log line rather than a traceback.
+"""
+
+import asyncio
+import logging
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from server.errors import error_response, of_http_error, unexpected
+from server.keys import REQUEST_ID
+from server.request_log import new_request_id
+from server.slow_clients import KEEPALIVE_SECONDS
+from streaming.failures import InvalidRequest
+
+log = logging.getLogger(__name__)
+
+
+class HttpRunner(web.AppRunner):
+    """Serves an application; a client that leaves cancels its handler."""
+
+    def __init__(self, app: web.Application, *, shutdown_seconds: float = 1.0) -> None:
+        # Without handler_cancellation a handler never learns that its client left.
+        super().__init__(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=shutdown_seconds,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+        )
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=asyncio.get_running_loop(),
+            **made._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What cannot be read as HTTP, and what the middlewares let through; the connection ends.
+
+        Raises ConnectionError where the response has begun.
+        """
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun: no other can follow")
+        request_id = request.get(REQUEST_ID) or new_request_id()
+        if status >= 500:
+            request[REQUEST_ID] = request_id
+            error = exc if isinstance(exc, Exception) else TimeoutError()
+            response = error_response(unexpected(request, error), work_begun=True)
+        else:
+            log.info("refused what is no HTTP: %s %s", type(exc).__name__, request_id)
+            what = "has a line that is too long" if isinstance(exc, LineTooLong) else "is no HTTP"
+            response = error_response(InvalidRequest(f"The request {what}."))
+        response.headers["x-request-id"] = request_id
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """aiohttp's own errors from outside the middlewares, as JSON."""
+        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            request_id = new_request_id()
+            log.info("refused with %d outside the application: %s", resp.status, request_id)
+            resp = of_http_error(resp)
+            resp.headers["x-request-id"] = request_id
+        return await super().finish_response(request, resp, start_time)

@@ -1,0 +1,135 @@
+"""Who may call, how much, and what: keys by their hash, and what was used of each.
+
+In: keys, and the `Authorization` of a request. Out: its `KeyHolder`, which refuses past the key's limits.
+Keys are known by their SHA-256 alone: a random key has no need of a slow hash, and a table of digests is
+asked in the same time whether a guess comes close or not. Counters live as long as the process and survive
+a reload.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.upstream_settings import NOTHINK, matches
+from streaming.failures import InvalidKey, KeyLimit, ModelNotFound
+
+DAY_SECONDS = 86_400.0
+MINUTE_SECONDS = 60.0
+_SCHEME = "bearer "
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """One key, by its digest. `id` is what logs and runs call it; `metrics`: may read `/metrics`."""
+
+    id: str
+    digest: bytes
+    requests_per_minute: int = 0
+    concurrent_runs: int = 0
+    tokens_per_day: int = 0
+    models: tuple[str, ...] = ()
+    metrics: bool = False
+
+
+class KeyHolder:
+    """A key and what was used of it. Of the event loop alone."""
+
+    def __init__(self, key: ApiKey) -> None:
+        self.key = key
+        self._paid_until = 0.0  # of the monotonic clock: each request moves it on by its share
+        self._day = 0
+        self._tokens = 0
+
+    def count_request(self) -> None:
+        """One more request. Raises KeyLimit past `requests_per_minute`, bursts of as many allowed."""
+        if not self.key.requests_per_minute:
+            return
+        now = time.monotonic()
+        paid_until = max(now, self._paid_until) + MINUTE_SECONDS / self.key.requests_per_minute
+        ahead = paid_until - now - MINUTE_SECONDS
+        if ahead > 1e-6:
+            raise KeyLimit(
+                f"This API key may send {self.key.requests_per_minute} requests a minute.",
+                retry_after=math.ceil(ahead),
+            )
+        self._paid_until = paid_until
+
+    def add_tokens(self, tokens: int) -> None:
+        self._begin_day()
+        self._tokens += tokens
+
+    @property
+    def tokens_today(self) -> int:
+        """Since midnight UTC."""
+        self._begin_day()
+        return self._tokens
+
+    def check_tokens(self) -> None:
+        """Raises KeyLimit once `tokens_per_day` are used; work under way goes on."""
+        most = self.key.tokens_per_day
+        if most and self.tokens_today >= most:
+            raise KeyLimit(
+                f"This API key may use {most} tokens a day, and has.",
+                retry_after=math.ceil(DAY_SECONDS - time.time() % DAY_SECONDS),
+            )
+
+    def may_use(self, model: str) -> bool:
+        """`model` is an agent's or an upstream model's id, or that with `-nothink`."""
+        allowed = self.key.models
+        if not allowed:
+            return True
+        names = (model, model.removesuffix(NOTHINK))
+        return any(matches(pattern, name) for pattern in allowed for name in names)
+
+    def check_model(self, model: str) -> None:
+        """Raises ModelNotFound, as OpenAI does: who may not use a model is not told whether it exists."""
+        if not self.may_use(model):
+            raise ModelNotFound(
+                f"The model '{model}' does not exist or you do not have access to it.",
+                param="model",
+            )
+
+    def _begin_day(self) -> None:
+        day = int(time.time() // DAY_SECONDS)
+        if day != self._day:
+            self._day = day
+            self._tokens = 0
+
+
+class KeyRing:
+    """All keys of a server. `load` reads them anew; without any, everybody may call."""
+
+    def __init__(self, load: Callable[[], Sequence[ApiKey]]) -> None:
+        self._load = load
+        self._holders: dict[bytes, KeyHolder] = {}
+        self.reload()
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self._holders)
+
+    def reload(self) -> int:
+        """Take the keys as they are now; returns how many. Raises BadEntry, and keeps the old ones."""
+        holders = {key.digest: KeyHolder(key) for key in self._load()}
+        for digest, old in self._holders.items():
+            if digest in holders:
+                old.key = holders[digest].key
+                holders[digest] = old
+        self._holders = holders
+        return len(holders)
+
+    def holder_of(self, authorization: str) -> KeyHolder:
+        """Who sends this header. Raises InvalidKey."""
+        if authorization[:7].lower() == _SCHEME:
+            given = authorization[7:].strip().encode("utf-8", "surrogateescape")
+            if (holder := self._holders.get(hashlib.sha256(given).digest())) is not None:
+                return holder
+        raise InvalidKey("The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.")
+
+    def add_tokens(self, key_id: str, tokens: int) -> None:
+        """A run of this key has used so many."""
+        for holder in self._holders.values():
+            if holder.key.id == key_id:
+                holder.add_tokens(tokens)
