@@ -19,11 +19,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from server.auth import allow_metrics
-from server.keys import JAIL_POOL, LOOP_LAG, RELAYS, REQUEST_COUNTS, SUPERVISOR, UPSTREAMS
+from server.keys import (
+    JAIL_POOL,
+    LOOP_LAG,
+    RELAYS,
+    REQUEST_COUNTS,
+    RUNNER,
+    SUPERVISOR,
+    UPSTREAMS,
+)
 from streaming.histogram import Histogram
+from streaming.interpreters.jail_pool import WHY_LOST
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-RUN_STATES = ("queued", "running", "stopping")
+RUN_STATES = ("queued", "running", "paused", "stopping")
 UPSTREAM_STATES = ("ok", "half-open", "open")
 
 
@@ -169,11 +178,14 @@ class AppCollector(Collector):
                 "smolgate_jail_kills",
                 "Jails that ended under running code: time, end (its own), breach, calls.",
                 "reason",
-                dict.fromkeys(("time", "end", "breach", "calls"), 0) | dict(stats.lost),
+                dict.fromkeys(WHY_LOST, 0) | dict(stats.lost),
             )
             yield CounterMetricFamily(
                 "smolgate_jails_started", "Jails that were started.", value=stats.spawned
             )
+        for name, value in self._app[RUNNER].numbers.items():
+            told = name.replace("_", " ")
+            yield _gauge(f"smolgate_runner_{name}", f"Where runs live: {told}.", value)
         yield _histogram(
             "smolgate_loop_lag_seconds",
             "How late the event loop calls a timer.",

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from server.keys import CODE_IMPORTS, JAIL_POOL, SETTINGS
-from server.settings import Settings
+from server.keys import CODE_IMPORTS, JAIL_POOL, SETTINGS, TOOL_DESK
+from server.settings import Settings, secrets_of
 from server.settings_table import SETTINGS as TABLE
 from streaming.agent_run import RunMeans
 from streaming.interpreters.confinement import JailLimits
+from streaming.runners.answers import client_answerer
 from streaming.runners.process import ProcessRunner
 from streaming.runners.ray import RayRunner
 from streaming.runners.ray_wire import DriverSettings
@@ -25,6 +26,8 @@ from streaming.runners.thread import ThreadRunner
 from streaming.supervisor import Runner
 
 LOADER = "server.registry:factories_of"
+# Read by the traces' SDK in this process; the headers hold a credential.
+_TRACING = "OTEL_EXPORTER_"
 
 
 @asynccontextmanager
@@ -54,6 +57,7 @@ def _process_runner(app: web.Application, means: RunMeans) -> ProcessRunner:
         RunZygoteSettings(LOADER, dict(settings.agents), limits),
         environment=environment_of_runs(settings),
         jails=pool,
+        answerers={"client": client_answerer(app[TOOL_DESK].ask)},
     )
 
 
@@ -82,6 +86,7 @@ def _ray_runner(app: web.Application, means: RunMeans) -> RayRunner:
             "RAY_NUM_REDIS_GET_RETRIES": "2",
         },
         queue_seconds=settings.queue_seconds,
+        answerers={"client": client_answerer(app[TOOL_DESK].ask)},
     )
 
 
@@ -106,12 +111,11 @@ def environment_of_runs(settings: Settings) -> dict[str, str]:
     Where Python finds code is told anew, since this process may have been started elsewhere.
     """
     own = {"PYTHONPATH", *(name for setting in TABLE for name in setting.names)}
-    tokens = (settings.token, *(entry.token for entry in settings.upstreams))
-    secrets = [
-        secret for secret in (*tokens, *settings.api_keys, settings.ray_auth_token) if secret
-    ]
+    secrets = secrets_of(settings)
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in own and not any(secret in value for secret in secrets)
+        if name not in own
+        and not name.startswith(_TRACING)
+        and not any(secret in value for secret in secrets)
     }

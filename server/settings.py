@@ -149,7 +149,7 @@ def secrets_of(settings: Settings) -> tuple[str, ...]:
     known = settings.upstream_options()
     tokens = [options.token for options in known]
     passwords = [urlsplit(options.base).password for options in known if options.base]
-    return tuple(secret for secret in (*tokens, *passwords) if secret)
+    return tuple(secret for secret in (*tokens, *passwords, settings.ray_auth_token) if secret)
 
 
 def make_settings(**values: Any) -> Settings:

@@ -87,6 +87,7 @@ async def client(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
+@pytest.mark.every_runner
 async def test_the_sdks_tool_loop_works_as_it_does_with_openai(
     upstream: FakeUpstream, client: openai.AsyncOpenAI
 ) -> None:

@@ -11,15 +11,17 @@ from streaming.events import (
     ModelCalled,
     ModelDelta,
     Note,
+    Paused,
     Plan,
     Print,
     Started,
     Stdout,
     Step,
     ToolCall,
+    ToolRan,
 )
 from streaming.failures import AgentFailed, SmolgateError, UpstreamRefused
-from streaming.run_spec import Image, RunSpec, Turn
+from streaming.run_spec import AnswerFormat, CalledTool, ClientToolSpec, Image, RunSpec, Turn
 from streaming.runners.run_wire import (
     Asked,
     decode_events,
@@ -34,13 +36,15 @@ EVENTS: list[Event] = [
     Started("a", ("<code>", "</code>")),
     ModelDelta("é😀", thinking=True),
     ModelCalled(1, 2, 3, 0.5),
+    ToolRan("t", 0.5, failed=True),
     Print("row\n"),
     Stdout("out"),
     ToolCall("1", "t", "{}"),
     Step(1, "code", None, "error", 0.1),
     Plan("plan"),
     Note("note"),
-    Final(None),
+    Paused((CalledTool("1", "t", '{"a": 1}'),)),
+    Final(None, cut=True),
     Failure("m", "c", "t", 503, "p", 1.5),
 ]
 
@@ -94,7 +98,15 @@ def test_a_spec_is_made_of_plain_values() -> None:
         agent="a",
         task="t",
         images=(Image("image/png", b"\x89"),),
-        history=(Turn("user", "before"),),
+        history=(Turn("assistant", "before", tool_calls=(CalledTool("1", "t", "{}"),)),),
+        effort="low",
+        stop=("end",),
+        answer_format=AnswerFormat(schema={"type": "object"}, name="n"),
+        tools=(ClientToolSpec(name="t", parameters={"type": "object"}, strict=True),),
+        must_call=("t",),
+        parallel_tool_calls=False,
+        user="u",
+        metadata={"m": "1"},
         model_options={"seed": 1},
     )
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=RunSpec) == spec

@@ -81,6 +81,9 @@ class JailSource(Protocol):
     def wake(self) -> None:
         """Have every waiting `take` look at its `stopped` again."""
 
+    def count_lost(self, why: str) -> None:
+        """A jail ended under the code that ran in it, by why."""
+
 
 def describe_end(status: int, *, over_disk: bool, cpu_seconds: float) -> str:
     """A wait status as a clause with the signal's name, for the model and the log."""

@@ -1,21 +1,23 @@
-"""What the server does for runs that live elsewhere: calls their model, lends them jails.
+"""What the server does for runs that live elsewhere: calls their model, asks their client, lends them jails.
 
 In: a run's question. Out: the answer. A model's tokens go straight to the run's channel.
 """
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from streaming.cancellation import StopSignal
-from streaming.interpreters.jail_pool import JailPool, JailUnavailable
+from streaming.interpreters.jail_pool import WHY_LOST, JailPool, JailUnavailable
 from streaming.interpreters.jail_process import JailProcess
 from streaming.loop_model import LoopModel
 from streaming.runners.daemon_pool import DaemonThreadPool
 from streaming.runners.far_agent_run import reply_of
 from streaming.runners.run_line import Answerer, Question
-from streaming.runners.run_wire import ModelReply
+from streaming.runners.run_wire import ClientCall, ModelReply
 
 
 def model_answerer(make_model: Callable[..., LoopModel]) -> Answerer:
@@ -23,7 +25,21 @@ def model_answerer(make_model: Callable[..., LoopModel]) -> Answerer:
 
     async def answer(question: Question) -> ModelReply:
         model = make_model(channel=question.channel, stop=question.stop)
-        return reply_of(await model.call(question.value))
+        # In a context of its own, as a call has it that a thread of this process waits for.
+        call = asyncio.get_running_loop().create_task(
+            model.call(question.value), context=model.call_context()
+        )
+        return reply_of(await call, model.finish_reason)
+
+    return answer
+
+
+def client_answerer(ask: Callable[..., Awaitable[str]]) -> Answerer:
+    """Answers with what the client's tool gives; `ask` is a tool desk's."""
+
+    async def answer(question: Question) -> str:
+        asked = msgspec.convert(question.value, ClientCall)
+        return await ask(question.spec.run_id, asked.call, together=asked.together)
 
     return answer
 
@@ -40,7 +56,7 @@ class JailLender:
 
     @property
     def answerers(self) -> Mapping[str, Answerer]:
-        return {"jail": self._lend, "jail's end": self._end_of}
+        return {"jail": self._lend, "jail's end": self._end_of, "jail lost": self._count_lost}
 
     def close(self) -> None:
         """Kill what was lent."""
@@ -85,6 +101,10 @@ class JailLender:
         finally:
             jail.close()
         return end
+
+    async def _count_lost(self, question: Question) -> None:
+        if self._pool is not None and question.value in WHY_LOST:
+            self._pool.count_lost(question.value)
 
     async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         loop = asyncio.get_running_loop()

@@ -2,7 +2,7 @@
 
 In: the line to the server, and the first message on it. Out: the run carried out, its events given to
 an outlet. Model calls are the server's, with its credentials, and their tokens go from there straight
-to the run's channel; jails are its own or the worker's.
+to the run's channel; it asks the client, too, where that executes tools. Jails are its own or the worker's.
 """
 
 import select
@@ -28,7 +28,8 @@ from streaming.events import Event
 from streaming.interpreters.interpreter_choice import interpreter_maker
 from streaming.interpreters.jail_process import JailProcess, JailSource
 from streaming.loop_model import LoopModel, Shape, ThinkOptions
-from streaming.runners.run_wire import Begin, ModelReply
+from streaming.run_spec import CalledTool
+from streaming.runners.run_wire import Begin, ClientCall, ModelReply
 from streaming.runners.server_line import ServerLine
 
 
@@ -72,10 +73,13 @@ class FarModel(LoopModel):
         self._stop = stop
         self._shape = shape
         self.failure: Exception | None = None
+        self.finish_reason: str | None = None
 
     def _wait_for(self, body: dict[str, Any]) -> ChatMessage:
         try:
-            return message_of(msgspec.convert(self._line.ask("model", body), ModelReply))
+            reply = msgspec.convert(self._line.ask("model", body), ModelReply)
+            self.finish_reason = reply.finish_reason
+            return message_of(reply)
         except Exception as error:
             self.failure = error
             raise
@@ -95,6 +99,9 @@ class FarJails:
 
     def wake(self) -> None:
         """Nothing to do: who waits for the line is woken by the run's stop."""
+
+    def count_lost(self, why: str) -> None:
+        self._line.ask("jail lost", why)
 
 
 class _LentJail(JailProcess):
@@ -132,6 +139,10 @@ def carry_out(
     def make_model(**options: Any) -> LoopModel:
         return FarModel(line, setup.model, **options)
 
+    def ask_client(run_id: str, call: CalledTool, *, together: int, stop: StopSignal) -> str:
+        del run_id, stop  # the line is this run's
+        return str(line.ask("client", ClientCall(call, together)))
+
     means = RunMeans(
         agents=agents,
         make_model=make_model,
@@ -140,13 +151,14 @@ def carry_out(
         ),
         think=ThinkOptions(setup.think_tags, setup.think_starts_open),
         embedded=setup.embedded,
+        ask_client=ask_client,
     )
     # drive() needs a channel's send and finish alone.
     channel = cast(Channel, FarChannel(outlet, stop))
     drive(begin.spec, means, channel, stop)
 
 
-def reply_of(message: ChatMessage) -> ModelReply:
+def reply_of(message: ChatMessage, finish_reason: str | None) -> ModelReply:
     """A model's message as what crosses the line."""
     usage = message.token_usage
     return ModelReply(
@@ -157,6 +169,7 @@ def reply_of(message: ChatMessage) -> ModelReply:
         ),
         usage.input_tokens if usage else 0,
         usage.output_tokens if usage else 0,
+        finish_reason,
     )
 
 

@@ -9,7 +9,7 @@ they may also take another way. Text that has no UTF-8 arrives with `?` in its p
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Annotated, Any, Union
 
 import msgspec
 
@@ -17,7 +17,7 @@ from streaming import failures
 from streaming.events import Event
 from streaming.failures import AgentFailed, SmolgateError, UpstreamRefused
 from streaming.interpreters.confinement import JailLimits
-from streaming.run_spec import RunSpec
+from streaming.run_spec import CalledTool, RunSpec
 
 # A worker of another release must not be taken for one of this.
 WIRE_VERSION = 1
@@ -110,6 +110,14 @@ class ModelReply(msgspec.Struct, frozen=True):
     tool_calls: tuple[tuple[str, str, str], ...]
     prompt_tokens: int
     completion_tokens: int
+    finish_reason: str | None = None
+
+
+class ClientCall(msgspec.Struct, frozen=True):
+    """A call of a tool that the client executes; `together` calls are made at once, this one among them."""
+
+    call: CalledTool
+    together: Annotated[int, msgspec.Meta(ge=1)]
 
 
 FromServer = Begin | Stop | Answered | Refused
