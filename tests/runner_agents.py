@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smolagents import ChatMessage, CodeAgent, MessageRole, Model, tool
+from smolagents import ChatMessage, CodeAgent, MessageRole, Model, ToolCallingAgent, tool
 
 from server.registry import factories_of
 from streaming.agent_context import AgentContext
@@ -137,6 +137,18 @@ def look_for(secret: str) -> bool:
     return any(secret.replace("+", "") in value for value in os.environ.values())
 
 
+@tool
+def double(number: int) -> int:
+    """Twice a number.
+
+    Args:
+        number: any
+    """
+    if number > 100:
+        raise ValueError("too large")
+    return 2 * number
+
+
 TOOLS = [
     *(shout, wait_for_file, tell_pid, hang, leave_processes, crash, eat_memory, compute),
     *(write_below_python, look_for),
@@ -146,6 +158,15 @@ TOOLS = [
 def able(context: AgentContext) -> CodeAgent:
     """Has all of the tools above."""
     return CodeAgent(tools=TOOLS, model=context.model)
+
+
+def doubler(context: AgentContext) -> CodeAgent:
+    return CodeAgent(tools=[double], model=context.model)
+
+
+def calling(context: AgentContext) -> ToolCallingAgent:
+    """Calls tools by name, those of one step at once."""
+    return ToolCallingAgent(tools=[], model=context.model)
 
 
 def short(context: AgentContext) -> CodeAgent:

@@ -146,9 +146,13 @@ async def test_secrets_and_settings_stay_in_the_server(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_server")
     monkeypatch.setenv("ELSEWHERE", "also hf_of_the_server")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=of_the_traces")
     monkeypatch.setenv("FOR_TOOLS", "tools may know")
     upstream.handler = scripted(
-        code("final_answer([look_for('hf_of_'+'the_server'), look_for('tools may know')])")
+        code(
+            "secrets = ['hf_of_the_server', 'of_the_traces']",
+            "final_answer([any(map(look_for, secrets)), look_for('tools may know')])",
+        )
     )
     gateway = await make_gateway(ABLE, token="hf_of_the_server")
     _, _, reply = await gateway.post(ASK | {"reasoning_format": "none"})
