@@ -40,6 +40,8 @@ format: .venv/.tests ## format the code and mend what lint can
 bench: .venv/.tests ## measure; prints ratios
 	$(BIN)/python -m bench.first_delta
 	$(BIN)/python -m bench.supervision
+	$(BIN)/python -m bench.runners
+	$(BIN)/python -m bench.scale_plan
 	$(BIN)/python -m bench.request_costs
 	$(BIN)/python -m bench.relay --no-goals
 	$(BIN)/python -m bench.embedded_tasks

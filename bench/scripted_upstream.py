@@ -1,6 +1,8 @@
 """An upstream that does what the last user message says, for agents and for the relay.
 
     "attack NAME PID"   an agent's first step is that attack, its second the answer "survived"
+    "rows COUNT"        an agent's first step prints so many rows, its second is the answer "survived"
+    "tokens COUNT"      an agent's only reply is COUNT deltas, one every 20 ms, and then the answer
     "wait SECONDS"      an agent's answer comes after that time
     "slow COUNT"        COUNT deltas, one every 20 ms
 
@@ -34,6 +36,10 @@ async def answer(messages: list[dict[str, Any]]) -> list[str]:
     has_acted = any(m["role"] == "assistant" for m in messages)
     if (found := re.search(r"attack (.+) (\d+)$", asked)) and not has_acted:
         return [code(ATTACKS[found[1]].code.replace("PARENT", found[2]))]
+    if (found := re.search(r"rows (\d+)", asked)) and not has_acted:
+        return [code(f"for number in range({found[1]}):\n    print('row', number)")]
+    if found := re.search(r"tokens (\d+)", asked):
+        return ["w "] * int(found[1]) + [code("final_answer('survived')")]
     if found := re.search(r"wait ([\d.]+)", asked):
         await asyncio.sleep(float(found[1]))
         return [code("final_answer('waited')")]
@@ -59,6 +65,8 @@ async def serve() -> None:
         else:
             for piece in await answer(messages):
                 await send({"content": piece})
+                if piece == "w ":
+                    await asyncio.sleep(GAP_SECONDS)
         await send({}, "stop")
         await response.write(b"data: [DONE]\n\n")
         return response

@@ -82,7 +82,9 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
     from streaming.mcp_server import McpUnavailable
 
     try:
-        agents = load_agents(settings.agents, embedded=settings.embedded)
+        agents = load_agents(
+            settings.agents, embedded=settings.embedded, elsewhere=settings.agents_elsewhere
+        )
     except BadSetting as error:
         print(f"smolgate: {error}", file=sys.stderr)
         return 2

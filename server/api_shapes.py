@@ -149,8 +149,9 @@ class Health(Shape):
 
 
 class Readiness(Shape):
-    """Whether work can be taken, and if not, why not; how each upstream is."""
+    """Whether work can be taken, and if not, why not; how each upstream is, and the cluster if there is one."""
 
     ready: bool
     reasons: dict[str, str]
     upstreams: dict[str, Any]
+    cluster: dict[str, float] | UnsetType = UNSET

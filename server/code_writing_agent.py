@@ -42,6 +42,11 @@ def create_agent(context: AgentContext) -> CodeAgent:
     )
 
 
+def prepare() -> None:
+    """Do once, before many runs or many forks, what every run needs."""
+    _prompt_templates()
+
+
 @cache
 def code_agent_templates() -> Any:
     """smolagents' own prompts of a CodeAgent, parsed once."""

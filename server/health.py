@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from server.keys import EMBEDDED, SUPERVISOR, UPSTREAM, UPSTREAMS
+from server.keys import EMBEDDED, RUNNER, SETTINGS, SUPERVISOR, UPSTREAM, UPSTREAMS
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -10,14 +10,17 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """200 or 503, with the reasons against, and how each upstream is: ok, open or half-open."""
+    """200 or 503, with the reasons against, how each upstream is (ok, open or half-open), and the cluster."""
     app = request.app
     reasons = {
         "runs": app[SUPERVISOR].why_not_ready(),
+        "runner": app[RUNNER].why_not_ready(),
         "upstream": app[UPSTREAM].why_not_ready(),
     }
     if (embedded := app.get(EMBEDDED)) is not None:
         reasons["embedded model"] = embedded.why_not_ready()
     against = {name: reason for name, reason in reasons.items() if reason is not None}
     told = {"ready": not against, "reasons": against, "upstreams": app[UPSTREAMS].states()}
+    if app[SETTINGS].runner == "ray":
+        told["cluster"] = app[RUNNER].numbers
     return web.json_response(told, status=503 if against else 200)

@@ -17,7 +17,7 @@ from server.worker_link import LinkedEmbedded, WorkerLink
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
 from streaming.mcp_server import McpServer
-from streaming.supervisor import Supervisor
+from streaming.supervisor import Runner, Supervisor
 from streaming.tool_desk import ToolDesk
 from streaming.upstream_group import UpstreamGroup
 
@@ -33,6 +33,7 @@ SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 UPSTREAM: web.AppKey[UpstreamGroup] = web.AppKey("upstream", UpstreamGroup)
 UPSTREAMS: web.AppKey[Upstreams] = web.AppKey("upstreams", Upstreams)
 SUPERVISOR: web.AppKey[Supervisor] = web.AppKey("supervisor", Supervisor)
+RUNNER: web.AppKey[Runner] = web.AppKey("runner", Runner)
 TOOL_DESK: web.AppKey[ToolDesk] = web.AppKey("tool_desk", ToolDesk)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream | LinkedEmbedded"] = web.AppKey("embedded")

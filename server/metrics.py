@@ -24,12 +24,14 @@ from server.keys import (
     LOOP_LAG,
     RELAYS,
     REQUEST_COUNTS,
+    RUNNER,
     SUPERVISOR,
     UPSTREAMS,
     WORKER_LINK,
 )
 from server.worker_wire import Inquiry
 from streaming.histogram import Histogram
+from streaming.interpreters.jail_pool import WHY_LOST
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RUN_STATES = ("queued", "running", "paused", "stopping")
@@ -185,11 +187,14 @@ class AppCollector(Collector):
                 "smolgate_jail_kills",
                 "Jails that ended under running code: time, end (its own), breach, calls.",
                 "reason",
-                dict.fromkeys(("time", "end", "breach", "calls"), 0) | dict(stats.lost),
+                dict.fromkeys(WHY_LOST, 0) | dict(stats.lost),
             )
             yield CounterMetricFamily(
                 "smolgate_jails_started", "Jails that were started.", value=stats.spawned
             )
+        for name, value in self._app[RUNNER].numbers.items():
+            told = name.replace("_", " ")
+            yield _gauge(f"smolgate_runner_{name}", f"Where runs live: {told}.", value)
         yield _histogram(
             "smolgate_loop_lag_seconds",
             "How late the event loop calls a timer.",

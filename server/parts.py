@@ -6,7 +6,7 @@ supervisor under their keys, opened in this order and closed in reverse.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from server.keys import (
     MCP_SERVERS,
     MCP_TOOLS,
     REPLAYS,
+    RUNNER,
     SETTINGS,
     SUPERVISOR,
     TOOL_DESK,
@@ -32,21 +33,19 @@ from server.keys import (
     UPSTREAMS,
     WORKER_LINK,
 )
+from server.runner_choice import open_runner
 from server.upstreams import open_upstreams
 from server.worker_link import LinkedEmbedded
-from streaming.agent_context import MakeInterpreter
 from streaming.agent_run import RunMeans
 from streaming.cancellation import StopSignal
 from streaming.interpreters.confinement import JailLimits
-from streaming.interpreters.inline import InlineInterpreter
-from streaming.interpreters.jail import JailInterpreter
+from streaming.interpreters.interpreter_choice import interpreter_maker
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
 from streaming.loop_call import wait_on_loop
 from streaming.loop_model import LoopModel, ThinkOptions
 from streaming.mcp_server import McpUnavailable
 from streaming.run import Run
 from streaming.run_spec import CalledTool
-from streaming.runners.thread import ThreadRunner
 from streaming.stdout import capture_installed
 from streaming.supervisor import Limits, Supervisor
 from streaming.tool_desk import ToolDesk
@@ -86,7 +85,9 @@ async def jail(app: web.Application) -> AsyncIterator[None]:
     """
     settings = app[SETTINGS]
     async with AsyncExitStack() as stack:
-        if settings.jail == "off":
+        if settings.runner == "ray":
+            log.info("jail: %s, on the cluster's workers", settings.jail)
+        elif settings.jail == "off":
             log.warning("jail: off; model-written code runs in this process, unconfined")
         else:
             imports = app[CODE_IMPORTS]
@@ -129,6 +130,11 @@ async def mcp(app: web.Application) -> AsyncIterator[None]:
     if not any(app[MCP_SERVERS].values()):
         yield
         return
+    if app[SETTINGS].runner != "thread":
+        raise McpUnavailable(
+            f"RUNNER is '{app[SETTINGS].runner}', and an agent has MCP servers, which runs away from this "
+            "process cannot reach; allowed is 'thread'"
+        )
     try:
         from server.mcp_tools import McpTools
     except ImportError:
@@ -140,27 +146,27 @@ async def mcp(app: web.Application) -> AsyncIterator[None]:
 async def supervisor(app: web.Application) -> AsyncIterator[None]:
     """The supervisor and its runner; on the way out every run is stopped."""
     settings = app[SETTINGS]
-    app[TOOL_DESK] = ToolDesk(lambda: app[SUPERVISOR], wait_seconds=settings.tool_result_seconds)
-    runner = ThreadRunner(run_means(app), max_threads=settings.max_running + settings.max_paused)
-    app[SUPERVISOR] = Supervisor(
-        runner,
-        Limits(
-            max_running=settings.max_running,
-            max_queued=settings.max_queued,
-            max_per_key=settings.max_per_key,
-            queue_seconds=settings.queue_seconds,
-            run_seconds=settings.run_seconds,
-            max_paused=settings.max_paused,
-        ),
-        admission=app.get(WORKER_LINK),
-        on_end=partial(_on_run_end, app),
-        now=app[IDENTITY].now,
+    limits = Limits(
+        max_running=settings.max_running,
+        max_queued=settings.max_queued,
+        max_per_key=settings.max_per_key,
+        queue_seconds=settings.queue_seconds,
+        run_seconds=settings.run_seconds,
+        max_paused=settings.max_paused,
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
-    with capture_installed():
-        yield
-        await app[SUPERVISOR].drain(0)
-        runner.close()
+    app[TOOL_DESK] = ToolDesk(lambda: app[SUPERVISOR], wait_seconds=settings.tool_result_seconds)
+    async with open_runner(app, run_means(app)) as app[RUNNER]:
+        app[SUPERVISOR] = Supervisor(
+            app[RUNNER],
+            limits,
+            admission=app.get(WORKER_LINK),
+            on_end=partial(_on_run_end, app),
+            now=app[IDENTITY].now,
+        )
+        with capture_installed():
+            yield
+            await app[SUPERVISOR].drain(0)
 
 
 def _on_run_end(app: web.Application, run: Run) -> None:
@@ -182,48 +188,16 @@ def run_means(app: web.Application) -> RunMeans:
     def ask_client(run_id: str, call: CalledTool, *, together: int, stop: StopSignal) -> str:
         return wait_on_loop(app[TOOL_DESK].ask(run_id, call, together=together), loop, stop)
 
-    pool = app.get(JAIL_POOL)
-    make_interpreter: MakeInterpreter = _make_inline
-    if pool is not None:
-        make_interpreter = partial(
-            _make_jail,
-            pool,
-            settings.step_seconds,
-            JailLimits(memory_bytes=settings.jail_memory_bytes),
-        )
     return RunMeans(
         agents=app[AGENTS],
         make_model=make_model,
-        make_interpreter=make_interpreter,
+        make_interpreter=interpreter_maker(
+            app.get(JAIL_POOL),
+            step_seconds=settings.step_seconds,
+            limits=JailLimits(memory_bytes=settings.jail_memory_bytes),
+        ),
         think=think,
         embedded=settings.embedded,
         ask_client=ask_client,
         **({"tools_of": app[MCP_TOOLS].of} if MCP_TOOLS in app else {}),
     )
-
-
-def _make_inline(
-    authorized_imports: Sequence[str], *, stop: StopSignal, **options: Any
-) -> InlineInterpreter:
-    return InlineInterpreter(authorized_imports, check_stop=stop.check, **options)
-
-
-def _make_jail(
-    pool: JailPool,
-    step_seconds: float,
-    limits: JailLimits,
-    authorized_imports: Sequence[str],
-    *,
-    stop: StopSignal,
-    **options: Any,
-) -> JailInterpreter:
-    interpreter = JailInterpreter(
-        pool,
-        authorized_imports=authorized_imports,
-        check_stop=stop.check,
-        step_seconds=step_seconds,
-        limits=limits,
-        **options,
-    )
-    stop.tell(interpreter.kill)
-    return interpreter

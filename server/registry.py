@@ -7,8 +7,10 @@ factories, the default agent among them. Raises `BadSetting`, which says which e
 import importlib
 import inspect
 import json
+import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from server.setting_values import BadSetting
 from server.settings_table import DEFAULT_AGENT
 from streaming.agent_context import AgentContext, AgentFactory, call_factory, family_of
 from streaming.mcp_server import McpServer
+
+log = logging.getLogger("server")
 
 AGENT_CLASSES = {agent.__name__: agent for agent in (CodeAgent, ToolCallingAgent)}
 PLACEHOLDER = "smolgate.ModelOfTheRun"
@@ -40,10 +44,18 @@ class Agents(dict[str, AgentFactory]):
         self.mcp_servers: dict[str, Mapping[str, McpServer]] = {}
 
 
-def load_agents(agents: Mapping[str, str], *, embedded: bool) -> Agents:
-    """Every agent's factory. Each is called twice, to see that it works. Raises BadSetting."""
+def load_agents(
+    agents: Mapping[str, str], *, embedded: bool, elsewhere: frozenset[str] = frozenset()
+) -> Agents:
+    """Every agent's factory. Each is called twice, to see that it works. Raises BadSetting.
+
+    Those `elsewhere` are loaded by the workers alone.
+    """
     factories = Agents({DEFAULT_AGENT: code_writing_agent.create_agent})
     for name, source in agents.items():
+        if name in elsewhere:
+            factories[name] = partial(_fail, RuntimeError(f"{name} is loaded by workers alone"))
+            continue
         try:
             if (settings := _settings_of(source)) is not None:
                 factory = factory_with(settings, _factory_of)
@@ -56,6 +68,23 @@ def load_agents(agents: Mapping[str, str], *, embedded: bool) -> Agents:
             raise BadSetting(f"AGENTS has {name}={source}, which cannot work: {said}") from error
         factories[name] = factory
     return factories
+
+
+def factories_of(agents: Mapping[str, str]) -> dict[str, AgentFactory]:
+    """The same factories for a worker, unchecked: one that cannot be loaded fails its own runs alone."""
+    factories: dict[str, AgentFactory] = {DEFAULT_AGENT: code_writing_agent.create_agent}
+    code_writing_agent.prepare()
+    for name, source in agents.items():
+        try:
+            factories[name] = _factory_of(source)
+        except Exception as error:
+            log.exception("the agent %s=%s cannot be loaded", name, source)
+            factories[name] = partial(_fail, error)
+    return factories
+
+
+def _fail(error: Exception) -> MultiStepAgent:
+    raise error
 
 
 def _check(factory: AgentFactory, context: AgentContext) -> frozenset[str]:

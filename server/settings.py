@@ -5,6 +5,7 @@ work raises `BadSetting`. `settings_table.py` lists them all.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,6 +73,12 @@ class Settings:
     plain_ui_tasks: bool
     idempotency_seconds: float
     runner: str
+    process_memory_bytes: int
+    process_cpu_seconds: int
+    ray_address: str | None
+    ray_auth_token: str | None = field(repr=False)
+    ray_options: Mapping[str, Mapping[str, Any]]
+    ray_listen: tuple[str | None, int]
     jail: str
     warm_jails: int
     jail_memory_bytes: int
@@ -96,6 +103,17 @@ class Settings:
             self.upstream_base is None
             and self.model == EMBEDDED_MODEL
             and not any(EMBEDDED_MODEL in entry.models for entry in self.upstreams)
+        )
+
+    @property
+    def agents_elsewhere(self) -> frozenset[str]:
+        """Agents whose package only their workers need to have, which Ray brings there."""
+        if self.runner != "ray":
+            return frozenset()
+        return frozenset(
+            agent
+            for agent in self.agents
+            if any("runtime_env" in self.ray_options.get(name, {}) for name in ("*", agent))
         )
 
     def upstream_options(self) -> tuple[UpstreamOptions, ...]:
@@ -134,7 +152,7 @@ def secrets_of(settings: Settings) -> tuple[str, ...]:
     known = settings.upstream_options()
     tokens = [options.token for options in known]
     passwords = [urlsplit(options.base).password for options in known if options.base]
-    return tuple(secret for secret in (*tokens, *passwords) if secret)
+    return tuple(secret for secret in (*tokens, *passwords, settings.ray_auth_token) if secret)
 
 
 def make_settings(**values: Any) -> Settings:
@@ -160,7 +178,25 @@ def make_settings(**values: Any) -> Settings:
     for agent in (DEFAULT_AGENT, *settings.agents):
         if {agent, agent.removesuffix(NOTHINK)} & served:
             raise BadSetting(f"UPSTREAMS has {agent!r}; allowed are ids that no agent has")
+    if settings.runner == "ray":
+        _check_ray(settings)
     return settings
+
+
+def _check_ray(settings: Settings) -> None:
+    """Raises BadSetting where runs cannot be had from a cluster."""
+    if importlib.util.find_spec("ray") is None:
+        raise BadSetting("RUNNER is 'ray' and Ray is not installed: pip install 'smolgate[ray]'")
+    if settings.ray_address is None:
+        raise BadSetting("RUNNER is 'ray' and RAY_ADDRESS is not set; allowed is host:port")
+    if settings.ray_auth_token is None:
+        raise BadSetting(
+            "RUNNER is 'ray' and RAY_AUTH_TOKEN is not set; a cluster without a token runs "
+            "anybody's code"
+        )
+    for agent in settings.ray_options:
+        if agent not in ("*", DEFAULT_AGENT, *settings.agents):
+            raise BadSetting(f"RAY_OPTIONS has {agent!r}; allowed are agents' ids and *")
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:

@@ -1,6 +1,8 @@
 """All settings there are: the one table from which flags, `--help` and the README's table come."""
 
 from server.api_keys import check_file, parse_keys
+from server.ray_settings import OPTION_NAMES as RAY_OPTION_NAMES
+from server.ray_settings import ray_address, ray_listen, ray_options
 from server.setting_values import (
     Setting,
     agents,
@@ -369,9 +371,62 @@ SETTINGS = (
         "runner",
         ("RUNNER",),
         "thread",
-        one_of("thread"),
-        "thread",
-        "where a run lives; so far in a thread of the server",
+        one_of("thread", "process", "ray"),
+        "thread, process or ray",
+        "where a run lives: in a thread of the server, in a process of its own, or on a Ray cluster (see docs/scale.md)",
+    ),
+    Setting(
+        "process_memory_bytes",
+        ("PROCESS_MEMORY_BYTES",),
+        8 << 30,
+        whole(0, 1 << 50),
+        "0 or more",
+        "address space of a run's process (`RUNNER=process`); 0: no limit",
+        "8 GiB",
+    ),
+    Setting(
+        "process_cpu_seconds",
+        ("PROCESS_CPU_SECONDS",),
+        600,
+        whole(0, 1 << 30),
+        "0 or more",
+        "CPU time of a run's process; 0: no limit",
+    ),
+    Setting(
+        "ray_address",
+        ("RAY_ADDRESS",),
+        None,
+        ray_address,
+        "host:port of the cluster's head",
+        "where the Ray cluster's head is (`RUNNER=ray`)",
+        "none",
+    ),
+    Setting(
+        "ray_auth_token",
+        ("RAY_AUTH_TOKEN",),
+        None,
+        plain_text,
+        "a non-empty text",
+        "the Ray cluster's token, which `RUNNER=ray` needs",
+        "none",
+    ),
+    Setting(
+        "ray_options",
+        ("RAY_OPTIONS",),
+        {},
+        ray_options,
+        f"a JSON object, or the path of one: an agent's id, or *, to some of {', '.join(RAY_OPTION_NAMES)}",
+        "what Ray gives an agent's runs: a JSON object, or the path of one (see docs/scale.md)",
+        '`{"*": {"num_cpus": 0.25}}`',
+    ),
+    Setting(
+        "ray_listen",
+        ("RAY_LISTEN",),
+        (None, 0),
+        ray_listen,
+        "host:port",
+        "where the cluster's workers reach this server",
+        "this machine's address in the cluster, any port",
     ),
     Setting(
         "jail",

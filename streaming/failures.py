@@ -25,7 +25,8 @@ path, token or host name.
     │   └── UpstreamSilent  504      it said nothing for too long
     ├── DeadlineExceeded        504
     └── AgentFailed             500  the agent's fault, or its worker's
-        └── RunStopped               somebody stopped it
+        ├── RunStopped               somebody stopped it
+        └── WorkerLost               the process or the machine that it ran on is gone
 """
 
 
@@ -157,3 +158,7 @@ class AgentFailed(SmolgateError):
 
 class RunStopped(AgentFailed):
     code = "run_stopped"
+
+
+class WorkerLost(AgentFailed):
+    code = "worker_lost"

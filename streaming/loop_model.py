@@ -158,7 +158,7 @@ class LoopModel(Model):  # type: ignore[misc]
     def _wait_for(self, body: dict[str, Any]) -> ChatMessage:
         try:
             return wait_on_loop(
-                self._call(body), self._loop, self._stop, context=self.call_context()
+                self.call(body), self._loop, self._stop, context=self.call_context()
             )
         except Exception as error:
             self.failure = error
@@ -169,7 +169,8 @@ class LoopModel(Model):  # type: ignore[misc]
         written to stderr on the loop is not the run's output."""
         return contextvars.Context()
 
-    async def _call(self, body: dict[str, Any]) -> ChatMessage:
+    async def call(self, body: dict[str, Any]) -> ChatMessage:
+        """One model call, on the event loop. Raises SmolgateError leaves, RunCancelled."""
         reply = _Reply()
         scrubber = self._think.scrubber()
         began = time.monotonic()

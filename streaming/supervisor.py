@@ -59,6 +59,13 @@ class Work(Protocol):
 
 
 class Runner(Protocol):
+    """`numbers` are for metrics; `why_not_ready` says in a few words why no run can be started."""
+
+    @property
+    def numbers(self) -> dict[str, float]: ...
+
+    def why_not_ready(self) -> str | None: ...
+
     def start(self, spec: RunSpec, channel: Channel, stop: StopSignal) -> Work: ...
 
 

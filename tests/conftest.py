@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import pytest
 from aiohttp import web
 from hypothesis import settings
 
+from bench.ray_cluster import NoNamespaces, RayCluster, open_ray_cluster
 from server.app import create_app
 from server.http_runner import HttpRunner
+from server.keys import RUNNER
 from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
 from streaming.direct_exchange import DirectHandler
+from streaming.runners import ray_link
 
 # How long an example takes is the machine's affair.
 settings.register_profile("here", deadline=None)
@@ -201,6 +205,52 @@ def raw_reply(
 
 MakeGateway = Callable[..., Awaitable[Gateway]]
 
+RUNNERS = ("thread", "process", "ray")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is marked `every_runner` is a promise of each of them."""
+    if metafunc.definition.get_closest_marker("every_runner"):
+        metafunc.parametrize("runner", RUNNERS, indirect=True)
+
+
+@pytest.fixture
+def runner(request: pytest.FixtureRequest) -> str:
+    """Where the runs of `make_gateway` live."""
+    kind: str = getattr(request, "param", "thread")
+    return kind
+
+
+@contextmanager
+def ray_cluster_or_skip() -> Iterator[RayCluster]:
+    """A cluster; without namespaces for it the test is skipped, which in CI is a failure."""
+    try:
+        with open_ray_cluster() as cluster:
+            yield cluster
+    except NoNamespaces as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def shared_ray_cluster() -> Iterator[RayCluster]:
+    """For tests that leave it as it was."""
+    with ray_cluster_or_skip() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def runner_settings(
+    runner: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """What a gateway needs to have its runs there."""
+    if runner != "ray":
+        return {"runner": runner}
+    cluster: RayCluster = request.getfixturevalue("shared_ray_cluster")
+    monkeypatch.setattr(ray_link, "COMMAND", (*cluster.enter, *ray_link.COMMAND))
+    return {"runner": runner, **cluster.settings}
+
 
 @pytest.fixture
 async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeUpstream]:
@@ -222,20 +272,28 @@ async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeUpstrea
 
 
 @pytest.fixture
-async def make_gateway(upstream: FakeUpstream) -> AsyncIterator[MakeGateway]:
+async def make_gateway(
+    upstream: FakeUpstream, runner_settings: dict[str, Any]
+) -> AsyncIterator[MakeGateway]:
     """Makes gateways in front of the fake upstream; settings and agents as keywords."""
     async with AsyncExitStack() as stack:
 
-        async def make(agents: dict[str, Any] | None = None, **settings: Any) -> Gateway:
+        async def make(
+            agents: dict[str, Any] | None = None, *, is_ready: bool = True, **settings: Any
+        ) -> Gateway:
             defaults = {"upstream_base": upstream.base, "model": "up/model", "jail": "off"}
-            settings = defaults | settings
-            served = load_agents({}, embedded=False)
-            served.update(agents or {})
+            # A source, as in AGENTS, is served by every runner; a factory by the thread runner alone.
+            sources = {name: made for name, made in (agents or {}).items() if isinstance(made, str)}
+            settings = defaults | runner_settings | {"agents": sources} | settings
+            served = load_agents(sources, embedded=False)
+            served.update({n: made for n, made in (agents or {}).items() if n not in sources})
             if isinstance(agents, Agents):
                 served.code_imports = agents.code_imports
                 served.mcp_servers = agents.mcp_servers
             app = create_app(make_settings(**settings), served)
             base = await stack.enter_async_context(listening(app))
+            if is_ready:
+                await until(lambda: app[RUNNER].why_not_ready() is None, seconds=60)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             return Gateway(app, base, session)
 

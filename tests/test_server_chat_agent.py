@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import (
     FakeUpstream,
     MakeGateway,
@@ -16,9 +18,6 @@ from conftest import (
     text_of,
     until,
 )
-from smolagents import ChatMessage, CodeAgent, MessageRole, Model, tool
-
-from streaming.agent_context import AgentContext
 
 ASK = {"model": "code-writing-agent", "messages": [{"role": "user", "content": "go"}]}
 TWO_STEPS = (
@@ -37,6 +36,7 @@ def by_turn(*replies: str) -> Script:
     return script
 
 
+@pytest.mark.every_runner
 async def test_a_stream_has_the_order_of_the_wire_rules(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -67,6 +67,7 @@ async def test_a_stream_has_the_order_of_the_wire_rules(
     assert text_of(events, "content") == "three rows"
 
 
+@pytest.mark.every_runner
 async def test_reasoning_holds_tokens_code_prints_and_steps_each_once(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -87,25 +88,17 @@ async def test_reasoning_holds_tokens_code_prints_and_steps_each_once(
     assert places == sorted(places)
 
 
+@pytest.mark.every_runner
 async def test_prints_arrive_while_the_code_still_runs(
-    upstream: FakeUpstream, make_gateway: MakeGateway
+    upstream: FakeUpstream, make_gateway: MakeGateway, tmp_path: Path
 ) -> None:
-    released = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    @tool
-    def wait_for_release() -> str:
-        """Waits until the test says so."""
-        asyncio.run_coroutine_threadsafe(released.wait(), loop).result(10)
-        return "released"
-
-    def factory(context: AgentContext) -> CodeAgent:
-        return CodeAgent(tools=[wait_for_release], model=context.model)
-
+    released = tmp_path / "released"
     upstream.handler = scripted(
-        lambda m: "<code>\nprint('before')\nwait_for_release()\nfinal_answer('after')\n</code>"
+        lambda m: (
+            f"<code>\nprint('before')\nwait_for_file('{released}')\nfinal_answer('after')\n</code>"
+        )
     )
-    gateway = await make_gateway({"waiting": factory})
+    gateway = await make_gateway({"waiting": "runner_agents:able"})
     async with gateway.session.post(
         gateway.base + "/v1/chat/completions",
         json=ASK | {"model": "waiting", "stream": True},
@@ -115,24 +108,15 @@ async def test_prints_arrive_while_the_code_still_runs(
             while "before\n" not in text_of(events_of(raw), "reasoning"):
                 raw += await response.content.readany()
         assert not text_of(events_of(raw), "content")
-        released.set()
+        released.touch()
         raw += await response.content.read()
     assert text_of(events_of(raw), "content") == "after"
 
 
+@pytest.mark.every_runner
 async def test_twenty_concurrent_runs_keep_their_secrets_apart(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
-    @tool
-    def shout(secret: str) -> str:
-        """Prints from inside a tool.
-
-        Args:
-            secret: what to print
-        """
-        print("tool says", secret)
-        return secret
-
     def script(messages: list[dict[str, Any]]) -> str:
         secret = re.findall(r"secret-\d+", json.dumps(messages))[-1]
         return (
@@ -141,9 +125,7 @@ async def test_twenty_concurrent_runs_keep_their_secrets_apart(
         )
 
     upstream.handler = scripted(script, pieces=16)
-    gateway = await make_gateway(
-        {"shouting": lambda context: CodeAgent(tools=[shout], model=context.model)}
-    )
+    gateway = await make_gateway({"shouting": "runner_agents:able"})
 
     async def one(number: int) -> list[Any]:
         message = {"role": "user", "content": f"my secret is secret-{number}"}
@@ -157,6 +139,7 @@ async def test_twenty_concurrent_runs_keep_their_secrets_apart(
         assert reasoning.splitlines().count(f"tool says secret-{number}") == 1
 
 
+@pytest.mark.every_runner
 async def test_not_streaming_is_the_same_run_collected(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -199,6 +182,7 @@ async def test_reasoning_format_says_where_the_reasoning_stands(
     assert text_of(silent, "reasoning") == ""
 
 
+@pytest.mark.every_runner
 async def test_a_code_error_is_shown_and_the_run_goes_on(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -229,6 +213,7 @@ async def test_thoughts_in_tags_are_neither_run_nor_in_the_answer(
     assert "<think>" not in text_of(events, "reasoning")
 
 
+@pytest.mark.every_runner
 async def test_the_answer_falls_back_to_a_printed_one_and_then_to_done(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -247,6 +232,7 @@ async def test_the_answer_falls_back_to_a_printed_one_and_then_to_done(
     assert answers == ["7", "Done.", "Done.", "none", "8", '{"a": [1, "é"]}']
 
 
+@pytest.mark.every_runner
 async def test_history_system_and_images_reach_the_model(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -281,6 +267,7 @@ async def test_history_system_and_images_reach_the_model(
     assert "data:image/png;base64," in sent
 
 
+@pytest.mark.every_runner
 async def test_a_model_that_is_down_is_a_503_before_the_first_byte(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -294,6 +281,7 @@ async def test_a_model_that_is_down_is_a_503_before_the_first_byte(
         assert "127.0.0.1" not in reply["error"]["message"]
 
 
+@pytest.mark.every_runner
 async def test_a_failure_in_a_stream_ends_with_an_error_event_and_done(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -317,11 +305,9 @@ async def test_a_failure_in_a_stream_ends_with_an_error_event_and_done(
     assert events[-1] == "[DONE]"
 
 
+@pytest.mark.every_runner
 async def test_a_broken_factory_is_a_500_that_is_not_retried(make_gateway: MakeGateway) -> None:
-    def broken(context: AgentContext) -> CodeAgent:
-        raise RuntimeError("/etc/secret path")
-
-    gateway = await make_gateway({"broken": broken})
+    gateway = await make_gateway({"broken": "runner_agents:broken"})
     status, headers, reply = await gateway.post(ASK | {"model": "broken"})
     assert status == 500
     assert headers["x-should-retry"] == "false"
@@ -333,6 +319,7 @@ async def test_a_broken_factory_is_a_500_that_is_not_retried(make_gateway: MakeG
     }
 
 
+@pytest.mark.every_runner
 async def test_max_steps_ends_with_the_models_own_summary_and_no_step_twice(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -341,9 +328,7 @@ async def test_max_steps_ends_with_the_models_own_summary_and_no_step_twice(
         return "summed up" if "provide an answer" in last else "<code>\nprint('again')\n</code>"
 
     upstream.handler = scripted(script)
-    gateway = await make_gateway(
-        {"short": lambda context: CodeAgent(tools=[], model=context.model, max_steps=2)}
-    )
+    gateway = await make_gateway({"short": "runner_agents:short"})
     events = await gateway.stream(ASK | {"model": "short"})
     assert text_of(events, "content") == "summed up"
     reasoning = text_of(events, "reasoning")
@@ -351,6 +336,7 @@ async def test_max_steps_ends_with_the_models_own_summary_and_no_step_twice(
     assert reasoning.splitlines().count("again") == 2
 
 
+@pytest.mark.every_runner
 async def test_a_client_that_leaves_ends_the_model_call_and_frees_the_slot(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -372,24 +358,11 @@ async def test_a_client_that_leaves_ends_the_model_call_and_frees_the_slot(
         assert not supervisor.runs
 
 
-class FailingModel(Model):  # type: ignore[misc]
-    """An author's own model: it writes code twice and then fails, saying too much."""
-
-    calls = 0
-
-    def generate(self, messages: Any, **kwargs: Any) -> ChatMessage:
-        self.calls += 1
-        if self.calls > 2:
-            raise RuntimeError("key sk-secret refused by https://models.internal")
-        return ChatMessage(role=MessageRole.ASSISTANT, content="<code>\nprint('row')\n</code>")
-
-
+@pytest.mark.every_runner
 async def test_an_authors_model_that_fails_at_max_steps_is_a_failure_and_not_the_answer(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
-    gateway = await make_gateway(
-        {"own": lambda: CodeAgent(tools=[], model=FailingModel(model_id="own"), max_steps=2)}
-    )
+    gateway = await make_gateway({"own": "runner_agents:own_model"})
     status, headers, reply = await gateway.post(ASK | {"model": "own"})
     assert status == 500
     assert headers["x-should-retry"] == "false"
@@ -406,6 +379,7 @@ async def test_an_authors_model_that_fails_at_max_steps_is_a_failure_and_not_the
     assert "secret" not in json.dumps(events)
 
 
+@pytest.mark.every_runner
 async def test_a_plan_appears_once(upstream: FakeUpstream, make_gateway: MakeGateway) -> None:
     def script(messages: list[dict[str, Any]]) -> str:
         asked = json.dumps(messages[-1])
@@ -416,9 +390,7 @@ async def test_a_plan_appears_once(upstream: FakeUpstream, make_gateway: MakeGat
         return f"Here is the code.\n<code>\n{code}\n</code>"
 
     upstream.handler = scripted(script)
-    gateway = await make_gateway(
-        {"planner": lambda c: CodeAgent(tools=[], model=c.model, planning_interval=1, max_steps=4)}
-    )
+    gateway = await make_gateway({"planner": "runner_agents:planner"})
     events = await gateway.stream(ASK | {"model": "planner"})
     reasoning = text_of(events, "reasoning")
     assert text_of(events, "content") == "seen"
@@ -463,6 +435,7 @@ async def test_an_open_code_tag_in_a_thought_leaves_the_codes_fence_alone(
         assert reasoning.count("```") == 4
 
 
+@pytest.mark.every_runner
 async def test_no_event_of_a_stream_nears_64_kilobytes(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:

@@ -291,6 +291,7 @@ async def test_effort_is_steps_and_plans(
     assert len(upstream.requests) - count == most + plan + 1
 
 
+@pytest.mark.every_runner
 async def test_an_answer_that_the_limit_of_tokens_cut_says_so(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
@@ -298,9 +299,7 @@ async def test_an_answer_that_the_limit_of_tokens_cut_says_so(
         return "It is beca" if "provide an answer" in json.dumps(messages[-1]) else "I would"
 
     upstream.handler = scripted(script, finish_reason="length")
-    gateway = await make_gateway(
-        {"short": lambda context: CodeAgent(tools=[], model=context.model, max_steps=1)}
-    )
+    gateway = await make_gateway({"short": "runner_agents:short"})
     fields = {"model": "short", "max_tokens": 3}
     _, _, reply = await gateway.post(ASK | fields)
     assert content_of(reply) == "It is beca"
@@ -360,6 +359,7 @@ async def test_the_sdks_parse_gets_an_answer_that_fits(
     assert "'many' is not of type 'integer' (at $.population)" in third["messages"][-1]["content"]
 
 
+@pytest.mark.every_runner
 async def test_an_agent_mends_its_answer_three_times_and_then_has_failed(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:

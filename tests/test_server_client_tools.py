@@ -18,7 +18,7 @@ from conftest import (
     text_of,
     until,
 )
-from smolagents import CodeAgent, ToolCallingAgent, tool
+from smolagents import CodeAgent, tool
 from test_server_chat_agent import by_turn
 
 from server.drain import drain
@@ -87,6 +87,7 @@ async def client(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
+@pytest.mark.every_runner
 async def test_the_sdks_tool_loop_works_as_it_does_with_openai(
     upstream: FakeUpstream, client: openai.AsyncOpenAI
 ) -> None:
@@ -235,15 +236,14 @@ async def calling(upstream: FakeUpstream, make_gateway: MakeGateway) -> Gateway:
         return await raw_reply([pieces if is_first else calls_by_name(answer)])(request)
 
     upstream.handler = handler
-    return await make_gateway(
-        {"calling": lambda context: ToolCallingAgent(tools=[], model=context.model)}
-    )
+    return await make_gateway({"calling": "runner_agents:calling"})
 
 
 CITIES = ("Paris", "Rome", "Oslo", "Bonn", "Cork", "Bern", "Lyon", "Turin")
 ASK_CALLING = ASK | {"model": "calling"}
 
 
+@pytest.mark.every_runner
 async def test_an_agent_that_calls_several_at_once_asks_for_all_in_one_reply(
     upstream: FakeUpstream, calling: Gateway
 ) -> None:
@@ -488,6 +488,7 @@ async def test_only_so_many_runs_may_be_paused(
     await until(lambda: len(gateway.app[SUPERVISOR].runs) == 1)
 
 
+@pytest.mark.every_runner
 async def test_a_paused_run_can_be_cancelled_by_either_id(
     upstream: FakeUpstream, gateway: Gateway
 ) -> None:
@@ -758,6 +759,7 @@ async def test_tools_that_cannot_be_are_refused_by_name(
     assert not upstream.requests
 
 
+@pytest.mark.every_runner
 async def test_a_long_call_comes_in_pieces_and_tools_wait_in_a_jail_too(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:

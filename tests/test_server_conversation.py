@@ -5,6 +5,7 @@ import io
 import json
 from typing import Any
 
+import pytest
 from conftest import FakeUpstream, MakeGateway, scripted, text_of
 from PIL import Image as PillowImage
 from smolagents import CodeAgent
@@ -40,6 +41,7 @@ HISTORY: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.every_runner
 async def test_turns_keep_their_order_their_roles_and_their_words(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:

@@ -12,10 +12,13 @@ from server.settings import read_settings
 
 def test_secrets_move_to_the_environment_in_both_spellings() -> None:
     kept, moved = without_secrets(
-        ["--port", "1", "--hf-token", "t", "--api-keys=a,b", "--log-level", "DEBUG"]
+        [
+            *("--port", "1", "--hf-token", "t", "--api-keys=a,b"),
+            *("--ray-auth-token", "r", "--log-level", "DEBUG"),
+        ]
     )
     assert kept == ["--port", "1", "--log-level", "DEBUG"]
-    assert moved == {"HF_TOKEN": "t", "API_KEYS": "a,b"}
+    assert moved == {"HF_TOKEN": "t", "API_KEYS": "a,b", "RAY_AUTH_TOKEN": "r"}
 
 
 def test_what_holds_no_secret_stays() -> None:

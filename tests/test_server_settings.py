@@ -1,5 +1,7 @@
 """Settings come from the environment and from flags; what cannot work is refused in one line."""
 
+from pathlib import Path
+
 import pytest
 
 from server.setting_values import BadSetting
@@ -50,7 +52,7 @@ def test_flags_win_over_the_environment_and_names_have_an_order() -> None:
         ("AGENTS", "no-source"),
         ("AGENTS", "a=m:x,a=m:y"),
         ("LOG_LEVEL", "LOUD"),
-        ("RUNNER", "process"),
+        ("RUNNER", "dask"),
         ("JAIL", "maybe"),
         ("MAX_BODY_BYTES", "10"),
     ],
@@ -85,3 +87,49 @@ def test_the_readme_lists_every_setting(readme: str) -> None:
     for setting in SETTINGS:
         for name in setting.names:
             assert f"`{name}`" in readme, name
+
+
+RAY = {"runner": "ray", "ray_address": "head:6379", "ray_auth_token": "t"}
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [("ray_address", "RAY_ADDRESS is not set"), ("ray_auth_token", "RAY_AUTH_TOKEN is not set")],
+)
+def test_a_cluster_needs_an_address_and_a_token(without: str, said: str) -> None:
+    with pytest.raises(BadSetting, match=said):
+        make_settings(**{name: value for name, value in RAY.items() if name != without})
+
+
+def test_options_of_a_cluster_are_for_agents_that_there_are() -> None:
+    agents = {"mine": "m:f"}
+    options = {"*": {"num_cpus": 1}, "mine": {"runtime_env": {"pip": ["x"]}}}
+    settings = make_settings(**RAY, agents=agents, ray_options=options)
+    assert settings.agents_elsewhere == {"mine"}
+    with pytest.raises(BadSetting, match="RAY_OPTIONS has 'yours'"):
+        make_settings(**RAY, ray_options={"yours": {}})
+
+
+@pytest.mark.parametrize(
+    "text", ['{"*": {"max_retries": 3}}', '{"*": 1}', "[]", "{", "/no/such/file"]
+)
+def test_options_that_would_change_how_runs_are_carried_out_are_refused(text: str) -> None:
+    with pytest.raises(BadSetting, match="RAY_OPTIONS"):
+        read_settings([], {"RAY_OPTIONS": text})
+
+
+def test_where_a_cluster_is_and_where_its_workers_call(tmp_path: Path) -> None:
+    options = tmp_path / "options.json"
+    options.write_text('{"*": {"num_cpus": 2}}')
+    told = {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_LISTEN": ":7000", "RAY_OPTIONS": str(options)}
+    settings = read_settings([], told)
+    assert settings.ray_address == "10.0.0.1:6379"
+    assert settings.ray_listen == (None, 7000)
+    assert settings.ray_options == {"*": {"num_cpus": 2}}
+    for name, text in (("RAY_ADDRESS", "ray://head:10001"), ("RAY_LISTEN", "7000")):
+        with pytest.raises(BadSetting, match=name):
+            read_settings([], {name: text})
+
+
+def test_the_clusters_token_is_shown_nowhere() -> None:
+    assert "a-token" not in repr(make_settings(**(RAY | {"ray_auth_token": "a-token"})))

@@ -6,7 +6,7 @@ A real thread cannot be made to ignore its stop signal in a bounded test; the ru
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -42,9 +42,14 @@ class FakeWork:
 
 
 class FakeRunner:
+    numbers: ClassVar[dict[str, float]] = {}
+
     def __init__(self, *, obeys: bool = True) -> None:
         self.works: list[FakeWork] = []
         self.obeys = obeys
+
+    def why_not_ready(self) -> None:
+        return None
 
     def start(self, spec: RunSpec, channel: Channel, stop: StopSignal) -> FakeWork:
         work = FakeWork(spec, channel, stop)

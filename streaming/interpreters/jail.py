@@ -20,8 +20,8 @@ from smolagents.local_python_executor import (
 from smolagents.utils import truncate_content
 
 from streaming.interpreters.confinement import JailLimits
-from streaming.interpreters.jail_pool import JailPool, JailUnavailable
-from streaming.interpreters.jail_process import JailProcess
+from streaming.interpreters.jail_pool import JailUnavailable
+from streaming.interpreters.jail_process import JailProcess, JailSource
 from streaming.interpreters.jail_wire import (
     MOST_BYTES_TO_JAIL,
     PRINT_OVERHEAD_BYTES,
@@ -78,7 +78,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
 
     def __init__(
         self,
-        pool: JailPool,
+        pool: JailSource,
         *,
         authorized_imports: Sequence[str] = (),
         on_print: Callable[[str], None],

@@ -35,6 +35,8 @@ from streaming.interpreters.zygote_wire import (
 
 _logger = logging.getLogger(__name__)
 
+# Why a jail ended under code that was running in it: its time, by itself, what it sent, too many calls.
+WHY_LOST = ("time", "end", "breach", "calls")
 # Without these, nothing stands between model-written code and the server's files and processes.
 _FILE_LAYERS = {"root", "landlock"}
 _CALL_LAYERS = {"seccomp"}
@@ -102,7 +104,14 @@ class JailPool:
         self._closed = False
         # Of the event loop alone.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._zygote = ZygoteLink(settings, on_message=self._on_message, on_gone=self._on_gone)
+        self._zygote = ZygoteLink(
+            "streaming.interpreters.jail_zygote",
+            settings,
+            purpose="jails",
+            environment={},
+            on_message=self._on_message,
+            on_gone=self._on_gone,
+        )
         self._ready: asyncio.Future[None] | None = None
         self._report: ZygoteReady | None = None
         self._next_job = 0
@@ -186,7 +195,7 @@ class JailPool:
             self._changed.notify_all()
 
     def count_lost(self, why: str) -> None:
-        """A jail ended under the code that ran in it: `time`, `end`, `breach` or `calls`. Any thread."""
+        """A jail ended under the code that ran in it: one of `WHY_LOST`. Any thread."""
         with self._changed:
             self._lost[why] += 1
 

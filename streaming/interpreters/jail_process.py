@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 _SIGNALS = {
     signal.SIGXCPU: "it had used up its CPU time",
@@ -27,7 +29,7 @@ class JailProcess:
         self.job = job
         self.pid = pid
         self.link = link
-        self._pidfd = pidfd
+        self.pidfd = pidfd  # -1 once closed
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._end: str | None = None
@@ -40,10 +42,10 @@ class JailProcess:
     def kill(self) -> None:
         """SIGKILL it and wake the thread that waits for it. Idempotent; safe from any thread."""
         with self._lock:
-            if self._pidfd < 0:
+            if self.pidfd < 0:
                 return
             with suppress(ProcessLookupError):  # it is gone already
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             # The process may take long to give back its memory: its end must not be waited for.
             with suppress(OSError):  # its end is closed already
                 self.link.shutdown(socket.SHUT_RDWR)
@@ -52,9 +54,9 @@ class JailProcess:
         """Kill it and give back its descriptors. Idempotent."""
         self.kill()
         with self._lock:
-            if self._pidfd >= 0:
-                os.close(self._pidfd)
-                self._pidfd = -1
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+                self.pidfd = -1
                 self.link.close()
 
     def mark_ended(self, end: str) -> None:
@@ -66,6 +68,21 @@ class JailProcess:
         """Why it ended, as a clause; None if that is not known within the time."""
         self._ended.wait(timeout_seconds)
         return self._end
+
+
+class JailSource(Protocol):
+    """Where jails come from: a pool of this process, or the server's."""
+
+    def take(
+        self, timeout_seconds: float, stopped: Callable[[], bool] = lambda: False
+    ) -> JailProcess:
+        """A jail for the calling thread, which must close it. Raises JailUnavailable."""
+
+    def wake(self) -> None:
+        """Have every waiting `take` look at its `stopped` again."""
+
+    def count_lost(self, why: str) -> None:
+        """A jail ended under the code that ran in it, by why."""
 
 
 def describe_end(status: int, *, over_disk: bool, cpu_seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The event loop's end of the zygote: started, listened to, restarted when it dies, ended.
 
-Requests to spawn go in; its messages, with the descriptors that came along, come out of callbacks.
+Requests to spawn and kill go in; its messages, with the descriptors that came along, come out of
+callbacks. The program is a module that takes the control socket's number and its settings.
 """
 
 import asyncio
@@ -10,12 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from streaming.interpreters.zygote_wire import FromZygote, Spawn, ZygoteSettings
+from streaming.interpreters.zygote_wire import FromZygote, Kill, Spawn, ToZygote
 
 _logger = logging.getLogger(__name__)
 
@@ -24,19 +25,33 @@ _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.1, 10.0
 _STABLE_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 _MOST_MESSAGE_BYTES = 16_384
+# Threads do not survive a fork, and the libraries that preloading starts them for break.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class ZygoteLink:
-    """`on_gone` gets a sentence when the zygote died; a new one is then on its way."""
+    """`on_gone` gets a sentence when the zygote died; a new one is then on its way.
+
+    `purpose` is what it starts, in the plural. It sees of the server's environment what is in `environment`, and works
+    in `folder`.
+    """
 
     def __init__(
         self,
-        settings: ZygoteSettings,
+        module: str,
+        settings: msgspec.Struct,
         *,
+        purpose: str,
+        environment: Mapping[str, str],
+        folder: str = "/",
         on_message: Callable[[FromZygote, list[int]], None],
         on_gone: Callable[[str], None],
     ) -> None:
+        self._command = (sys.executable, "-P", "-m", module)
         self._settings = msgspec.json.encode(settings).decode()
+        self._purpose = purpose
+        self._folder = folder
+        self._environment = {**_ONE_THREAD, **code_paths(), **environment}
         self._on_message = on_message
         self._on_gone = on_gone
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,12 +68,9 @@ class ZygoteLink:
         ours.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                (
-                    *(sys.executable, "-P", "-m", "streaming.interpreters.jail_zygote"),
-                    *(str(theirs.fileno()), self._settings),
-                ),
-                cwd="/",
-                env=_environment(),
+                (*self._command, str(theirs.fileno()), self._settings),
+                cwd=self._folder,
+                env=self._environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -70,12 +82,17 @@ class ZygoteLink:
 
     def spawn(self, job: int, entry: str, link: socket.socket) -> bool:
         """Ask for a child that holds the other end of `link`. False: not now, ask again."""
+        return self._send(Spawn(job, entry), link.fileno())
+
+    def kill(self, job: int) -> bool:
+        """Ask for a child's end. False: not now, ask again."""
+        return self._send(Kill(job))
+
+    def _send(self, message: ToZygote, *fds: int) -> bool:
         if self._control is None:
             return False
         try:
-            socket.send_fds(
-                self._control, [msgspec.msgpack.encode(Spawn(job, entry))], [link.fileno()]
-            )
+            socket.send_fds(self._control, [msgspec.msgpack.encode(message)], fds)
         except OSError:  # full or broken: its next message, or its end, comes first
             return False
         return True
@@ -116,28 +133,24 @@ class ZygoteLink:
         if time.monotonic() - self._since > _STABLE_SECONDS:
             self._backoff_seconds = _FIRST_BACKOFF_SECONDS
         _logger.error(
-            "the process that starts jails died with %d; a new one in %.1f s",
-            *(status, self._backoff_seconds),
+            "the process that starts %s died with %d; a new one in %.1f s",
+            *(self._purpose, status, self._backoff_seconds),
         )
         self.restarts += 1
         loop = asyncio.get_running_loop()
         self._restart = loop.call_later(self._backoff_seconds, self.start)
         self._backoff_seconds = min(self._backoff_seconds * 2, _LONGEST_BACKOFF_SECONDS)
-        self._on_gone("the process that starts jails died and is being restarted")
+        self._on_gone(f"the process that starts {self._purpose} died and is being restarted")
 
 
-def _environment() -> dict[str, str]:
-    """All that the zygote and its jails get to see of the server's environment: where code lies."""
+def code_paths() -> dict[str, str]:
+    """Where code lies, for a Python that gets nothing else of this one's environment."""
     package_root = str(Path(__file__).parents[2])
     paths = [path for path in sys.path if path and os.path.isdir(path)]
     return {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys([*paths, package_root])),
         "PYTHONDONTWRITEBYTECODE": "1",
         "LANG": "C.UTF-8",
-        # Threads do not survive a fork, and the libraries that preloading starts them for break.
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
     }
 
 

@@ -26,6 +26,12 @@ class Spawn(_Message, tag="spawn"):
     entry: str
 
 
+class Kill(_Message, tag="kill"):
+    """End a child and all that it started. No answer but its Exited."""
+
+    job: int
+
+
 class ZygoteReady(_Message, tag="ready"):
     """`refused` says of each layer that is off why. `folder` holds workspaces, if they are on disk."""
 
@@ -51,4 +57,5 @@ class Exited(_Message, tag="exited"):
     over_disk: bool
 
 
+ToZygote = Spawn | Kill
 FromZygote = ZygoteReady | Spawned | Exited

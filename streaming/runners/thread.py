@@ -69,6 +69,14 @@ class ThreadRunner:
     def start(self, spec: RunSpec, channel: Channel, stop: StopSignal) -> ThreadWork:
         return ThreadWork(self._pool, spec, self._means, channel, stop)
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """For metrics: threads that live."""
+        return {"alive": self._pool.threads}
+
+    def why_not_ready(self) -> str | None:
+        return None
+
     def close(self) -> None:
         """Take no more runs. Does not wait: a stuck thread is a daemon and ends with the process."""
         self._pool.shutdown(wait=False)
