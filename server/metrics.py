@@ -36,7 +36,10 @@ from streaming.interpreters.jail_pool import WHY_LOST
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RUN_STATES = ("queued", "running", "paused", "stopping")
 # Of all workers together already: the sum would be wrong.
-SHARED = frozenset({"smolgate_runs_most"})
+SHARED = frozenset({"smolgate_runs_most"}) | {
+    f"smolgate_runner_{name}"
+    for name in ("cluster_usable", "nodes", "cpus", "cpus_free", "gpus", "gpus_free")
+}
 UPSTREAM_STATES = ("ok", "half-open", "open")
 
 

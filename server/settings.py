@@ -189,6 +189,11 @@ def _check_ray(settings: Settings) -> None:
         raise BadSetting("RUNNER is 'ray' and Ray is not installed: pip install 'smolgate[ray]'")
     if settings.ray_address is None:
         raise BadSetting("RUNNER is 'ray' and RAY_ADDRESS is not set; allowed is host:port")
+    if settings.workers > 1 and settings.ray_listen[1]:
+        raise BadSetting(
+            f"RAY_LISTEN has port {settings.ray_listen[1]}, and each of {settings.workers} workers needs one "
+            "of its own; allowed with WORKERS is port 0"
+        )
     if settings.ray_auth_token is None:
         raise BadSetting(
             "RUNNER is 'ray' and RAY_AUTH_TOKEN is not set; a cluster without a token runs "

@@ -196,10 +196,13 @@ async def test_an_agent_of_ones_own_gets_them_too(
     assert "Be kind." in json.dumps(upstream.bodies()[0])
 
 
-async def refusal(servers: dict[str, Any], folder: Path, upstream: FakeUpstream) -> str:
+async def refusal(
+    servers: dict[str, Any], folder: Path, upstream: FakeUpstream, **settings: Any
+) -> str:
     """Why an application with these MCP servers does not start."""
     agents = load_agents({"numbers": written(folder, mcp_servers=servers)}, embedded=False)
-    app = create_app(make_settings(upstream_base=upstream.base, model="up", jail="off"), agents)
+    defaults = {"upstream_base": upstream.base, "model": "up", "jail": "off"}
+    app = create_app(make_settings(**defaults, **settings), agents)
     with pytest.raises(McpUnavailable) as raised:
         await web.AppRunner(app).setup()
     await app.cleanup()
@@ -221,6 +224,14 @@ async def test_a_server_that_cannot_be_used_is_said_at_the_start(
     assert "has the tool 'add' of two MCP servers, 'a' and 'b'" in await refusal(
         {"a": STDIO, "b": STDIO}, tmp_path, upstream
     )
+
+
+async def test_runs_away_from_the_server_cannot_have_them(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    said = await refusal({"numbers": STDIO}, tmp_path, upstream, runner="process")
+    assert "RUNNER is 'process'" in said
+    assert "allowed is 'thread'" in said
 
 
 def test_the_process_says_it_in_one_line_and_ends(tmp_path: Path) -> None:

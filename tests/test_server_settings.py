@@ -101,6 +101,13 @@ def test_a_cluster_needs_an_address_and_a_token(without: str, said: str) -> None
         make_settings(**{name: value for name, value in RAY.items() if name != without})
 
 
+def test_workers_cannot_share_a_port_for_the_cluster() -> None:
+    with pytest.raises(BadSetting, match="RAY_LISTEN has port 7000"):
+        make_settings(**RAY, workers=2, ray_listen=(None, 7000))
+    assert make_settings(**RAY, workers=2).workers == 2
+    assert make_settings(**RAY, ray_listen=(None, 7000)).workers == 1
+
+
 def test_options_of_a_cluster_are_for_agents_that_there_are() -> None:
     agents = {"mine": "m:f"}
     options = {"*": {"num_cpus": 1}, "mine": {"runtime_env": {"pip": ["x"]}}}
