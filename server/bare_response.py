@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import HttpVersion11
 
-from streaming.direct_exchange import head_of
+from streaming.http_head import head_of
 
 # RFC 9110, 6.4.1: these have no body.
 _NO_BODY = frozenset({204, 205, 304})

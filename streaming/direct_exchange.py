@@ -14,7 +14,7 @@ as expected: then everything goes through the session. tests/test_streaming_dire
 import asyncio
 import functools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -24,7 +24,8 @@ from aiohttp import EMPTY_PAYLOAD
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
-from streaming.failures import InvalidRequest, UpstreamFailed
+from streaming.failures import UpstreamFailed
+from streaming.http_head import Pairs, head_of
 from streaming.upstream_errors import unreachable
 from streaming.upstream_reply import (
     OnData,
@@ -52,7 +53,6 @@ MAX_STALE = 3
 # What ends a head; aiohttp also takes lines that end in a line feed alone.
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 
-Pairs = Iterable[tuple[str, str]]
 Connect = Callable[[], Awaitable[aiohttp.connector.Connection]]
 
 
@@ -434,15 +434,6 @@ class DirectConnections:
 @lru_cache(256)
 def _target_of(base_url: str, path: str) -> str:
     return URL(base_url + path).raw_path_qs
-
-
-def head_of(line: str, headers: Pairs, end: str = "\r\n") -> bytes:
-    """An HTTP head. Raises InvalidRequest for headers in which a line ends."""
-    lines = [f"{name}: {value}\r\n" for name, value in headers]
-    text = "".join(lines)
-    if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
-        raise InvalidRequest("A header holds a line break.")
-    return f"{line}{text}{end}".encode("utf-8", "surrogateescape")
 
 
 def open_connections(

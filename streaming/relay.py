@@ -15,13 +15,10 @@ from multidict import CIMultiDictProxy
 from sanitize.deltas import DeltaScrubber
 from sanitize.payload import scrub_reply
 from sanitize.think import Mode
-from streaming.event_stages import (
-    DirectEvents,
-    ScrubbedEvents,
-    VerbatimEvents,
-)
+from streaming.event_stages import DirectEvents, VerbatimEvents
 from streaming.failures import UpstreamFailed, UpstreamRefused
 from streaming.json_codec import decode_json, encode_json
+from streaming.scrubbed_events import ScrubbedEvents
 from streaming.upstream_errors import error_text
 from streaming.upstream_group import Data, UpstreamGroup
 from streaming.upstream_reply import UpstreamReply

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sanitize.deltas import DeltaScrubber
 from sanitize.think import scrub
 from streaming.chunk_framing import frame_of, payload_of
-from streaming.event_stages import DirectEvents, ScrubbedEvents, VerbatimEvents
+from streaming.event_stages import DirectEvents, VerbatimEvents
 from streaming.failures import UpstreamFailed
+from streaming.scrubbed_events import ScrubbedEvents
 from streaming.sse_parser import SseParser
 
 WORDS = (
