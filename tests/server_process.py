@@ -109,8 +109,12 @@ def server_process(
                 server.base = found[1]
                 yield server
             finally:
-                process.kill()
-                server.reading.join(10)
+                # Workers hold its stderr open, and may take a while to end without it.
+                family = [process.pid, *descendants(process.pid)]
+                for pid in family:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                server.reading.join(60)
 
 
 def status_of(url: str, *, key: str, body: object = None) -> int:
