@@ -22,7 +22,7 @@ DEFAULT_TAG_NAMES = ("think", "thank")
 # White space of an empty pair. Templates and models write one to four characters.
 MAX_BLANK = 256
 
-_LINE_BREAKS = re.compile(r"(?:\r?\n)*+")
+_LINE_BREAKS = re.compile(r"(?:\r?\n)*")
 
 
 class Segment(NamedTuple):

@@ -21,8 +21,9 @@ _LT = r"(?:<|&(?ai:lt);|\\u003[cC])"
 _GT = r"(?:>|&(?ai:gt);|\\u003[eE])"
 _SPACES = rf"[ \t]{{0,{MAX_SPACES}}}+"
 # Unbounded here, so that a long run is read once at the speed of a character class; the length
-# is looked at afterwards. Ends before any opening bracket: no character is read for two tags.
-_REST = rf"(?P<rest>(?:[^\S\r\n]|/)(?:[^<>&\\\r\n]++|(?!{_LT}|{_GT})[&\\])*+)"
+# is looked at afterwards. Ends before any opening bracket: no character is read for two tags. Its repeat
+# is not possessive: CPython 3.11.2 then counts what it had matched of a round that fails.
+_REST = rf"(?P<rest>(?:[^\S\r\n]|/)(?:[^<>&\\\r\n]++|(?!{_LT}|{_GT})[&\\])*)"
 
 _UNFINISHED_GT = re.compile(r"(?:&(?ai:gt?)?|\\(?:u(?:0(?:03?)?)?)?)\Z")
 
