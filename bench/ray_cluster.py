@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.ray_nodes import PORT
+from bench.ray_nodes import PORT, SHORT_PLACE
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef"
@@ -77,7 +77,7 @@ def open_ray_cluster() -> Iterator[RayCluster]:
     unshare = ("unshare", *user, "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
     if subprocess.run((*unshare, "true"), capture_output=True, check=False).returncode:
         raise NoNamespaces("Ray is started in namespaces of its own, which this machine forbids")
-    folder = tempfile.mkdtemp(prefix="smolgate-ray-")
+    folder = tempfile.mkdtemp(prefix="ray-", dir=SHORT_PLACE)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),

@@ -18,12 +18,15 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 PORT = 6390
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 _START_SECONDS = 90.0
+# Where its folder is to be made: Ray's sockets are in it, 71 characters below, and a socket's path has at most 107.
+SHORT_PLACE = "/tmp"
 _COMMON = (
     *("--node-ip-address", "127.0.0.1", "--num-gpus", "0", "--object-store-memory", "100000000"),
     *("--disable-usage-stats", "--include-log-monitor", "false", "--block"),
@@ -34,11 +37,12 @@ class Nodes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._clusters = count()
 
     def start(self, name: str, wanted: str) -> float:
         options = json.loads(wanted)
         # A head that comes again is another cluster.
-        place = ("--temp-dir", str(self._folder / f"ray-{time.monotonic_ns()}"))
+        place = ("--temp-dir", str(self._folder / str(next(self._clusters))))
         where: tuple[str, ...] = ("--address", f"127.0.0.1:{PORT}")
         if options["head"]:
             where = ("--head", "--port", str(PORT), "--include-dashboard", "false", *place)

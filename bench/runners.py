@@ -30,7 +30,7 @@ import aiohttp
 
 from bench.bare_agent import bare_run
 from bench.processes import measured_gateway, scripted_upstream
-from bench.ray_nodes import PORT, Nodes, below, bring_loopback_up
+from bench.ray_nodes import PORT, SHORT_PLACE, Nodes, below, bring_loopback_up
 from bench.supervision import ask, leave_early
 from bench.torture import measure
 
@@ -186,7 +186,9 @@ def bare() -> Figures:
 def ray_nodes() -> Iterator[None]:
     """Two nodes, ended with their settings in the environment."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, RAY_USAGE_STATS_ENABLED="0")
-    with tempfile.TemporaryDirectory(prefix="smolgate-ray-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir=SHORT_PLACE, ignore_cleanup_errors=True
+    ) as folder:
         nodes = Nodes(Path(folder))
         names = ("head", "other")
         for name in names:
