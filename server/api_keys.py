@@ -1,4 +1,4 @@
-"""The settings `API_KEYS` and `API_KEYS_FILE` → keys.
+"""The settings `API_KEYS`, `API_KEYS_FILE` and `OPERATOR_KEYS` → keys.
 
 In: keys or their hashes, by commas; a file of them, one a line, or a JSON list with limits. Out: `ApiKey`s, each
 once. What cannot work is refused without a key being shown.
@@ -27,17 +27,21 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens_per_day: int = 0
     models: list[str] = []
     metrics: bool = False
+    operator: bool = False
 
 
-def load_keys(given: Sequence[str], path: str | None) -> tuple[ApiKey, ...]:
-    """The keys of both settings, as they are now. Raises BadEntry."""
+def load_keys(
+    given: Sequence[str], path: str | None, operators: Sequence[str] = ()
+) -> tuple[ApiKey, ...]:
+    """The keys of all settings, as they are now. Raises BadEntry."""
     keys = tuple(_key(KeyEntry(text)) for text in given)
+    keys += tuple(_key(KeyEntry(text, operator=True)) for text in operators)
     if path is not None:
         keys += keys_of_file(path)
     try:
         _check_distinct(keys)
     except ValueError as error:
-        raise BadEntry(f" and API_KEYS cannot work together: {error}") from None
+        raise BadEntry(f", API_KEYS and OPERATOR_KEYS cannot work together: {error}") from None
     return keys
 
 
@@ -124,7 +128,12 @@ def _key(entry: KeyEntry) -> ApiKey:
     if min(limits) < 0:
         raise ValueError("a limit is below 0")
     return ApiKey(
-        entry.name or digest.hex()[:12], digest, *limits, tuple(entry.models), entry.metrics
+        entry.name or digest.hex()[:12],
+        digest,
+        *limits,
+        tuple(entry.models),
+        entry.metrics,
+        entry.operator,
     )
 
 

@@ -120,8 +120,43 @@ class RunUsage(Shape):
     total_tokens: int
 
 
+SpanKind = Literal["queue", "setup", "step", "plan", "model", "code", "tool", "paused"]
+
+
+class RunDoing(Shape):
+    """What a run does at the moment, since so many seconds after it was asked for."""
+
+    kind: SpanKind
+    name: str
+    since: float
+
+
+class RunSpan(Shape):
+    """What a run did from `start` to `end`, in seconds since it was asked for; `end` is null while it goes on.
+
+    Several `calls` may be one span; `seconds` is how long they took, `failed` how many of them did. `cut`: the run
+    ended before it. What is 0, 1 or false is left out.
+    """
+
+    kind: SpanKind
+    name: str
+    start: float
+    end: float | None
+    seconds: float | UnsetType = UNSET
+    calls: int | UnsetType = UNSET
+    failed: int | UnsetType = UNSET
+    cut: bool | UnsetType = UNSET
+    first_token: float | UnsetType = UNSET
+    prompt_tokens: int | UnsetType = UNSET
+    completion_tokens: int | UnsetType = UNSET
+
+
 class RunEntry(Shape):
-    """A run; times in seconds since the epoch, `seconds` since it was started, until it ended."""
+    """A run; times in seconds since the epoch, `seconds` since it was started, until it ended.
+
+    `timeline` is that of one run that was asked for, null where it was too long ago; `key`, the API key's name, and
+    `worker`, the server's process, are for operators.
+    """
 
     id: str
     object: Literal["run"]
@@ -135,8 +170,19 @@ class RunEntry(Shape):
     first_token_seconds: float | None
     step: int
     usage: RunUsage
+    doing: RunDoing | None
     outcome: str | None
     metadata: dict[str, str]
+    runner: Literal["thread", "process", "ray"]
+    timeline: list[RunSpan] | UnsetType | None = UNSET
+    key: str | UnsetType | None = UNSET
+    worker: int | UnsetType = UNSET
+
+
+class RunChanges(Shape):
+    """An event's data: all runs at first, then those that have changed; empty in the last one."""
+
+    runs: list[RunEntry] | UnsetType = UNSET
 
 
 class RunList(Shape):

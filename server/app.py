@@ -8,7 +8,7 @@ from functools import partial
 
 from aiohttp import web
 
-from server import chat, health, metrics, models, openapi, parts, relay_routes, runs
+from server import chat, health, metrics, models, openapi, parts, relay_routes, run_events, runs
 from server.api_keys import load_keys
 from server.auth import auth_middleware
 from server.cors import allow_origins
@@ -26,11 +26,13 @@ from server.keys import (
     MCP_SERVERS,
     RELAYS,
     REQUEST_COUNTS,
+    RUN_WATCH,
     SETTINGS,
 )
 from server.loop_lag import loop_lag
 from server.request_counts import RequestCounts
 from server.request_log import request_log_middleware
+from server.run_watch import RunWatch
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
 
@@ -47,7 +49,9 @@ def create_app(
         client_max_size=settings.max_body_bytes,
     )
     app[SETTINGS] = settings
-    app[KEY_RING] = KeyRing(partial(load_keys, settings.api_keys, settings.api_keys_file))
+    app[KEY_RING] = KeyRing(
+        partial(load_keys, settings.api_keys, settings.api_keys_file, settings.operator_keys)
+    )
     allow_origins(app, settings.cors_origins)
     app[IDENTITY] = identity or Identity()
     app[AGENTS] = dict(agents)
@@ -55,7 +59,8 @@ def create_app(
     app[MCP_SERVERS] = getattr(agents, "mcp_servers", {})
     app[RELAYS] = set()
     app[REQUEST_COUNTS] = RequestCounts()
-    app[FINISHED_RUNS] = FinishedRuns()
+    app[FINISHED_RUNS] = FinishedRuns(settings.runner)
+    app[RUN_WATCH] = RunWatch(partial(runs.everybodys_runs, app))
     app.cleanup_ctx.extend((loop_lag, image_fetch))
     app.cleanup_ctx.extend(
         (parts.embedded_model, parts.upstreams, parts.jail, parts.mcp, parts.supervisor)
@@ -69,6 +74,7 @@ def create_app(
         app.router.add_get(f"{prefix}/models/{{id:.+}}", models.get_model)
         app.router.add_post(f"{prefix}/chat/completions", chat.chat_completions)
         app.router.add_get(f"{prefix}/runs", runs.list_runs)
+        app.router.add_get(f"{prefix}/runs/events", run_events.run_events)
         app.router.add_get(f"{prefix}/runs/{{id}}", runs.get_run)
         app.router.add_post(f"{prefix}/runs/{{id}}/cancel", runs.cancel_run)
         for method, path in relay_routes.ROUTES:

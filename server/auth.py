@@ -59,6 +59,18 @@ def allow_metrics(request: web.Request) -> None:
         raise Forbidden("This API key may not read the metrics.")
 
 
+def is_operator(request: web.Request) -> bool:
+    """May the caller see and cancel everybody's runs, as things are now: keys may have been read again."""
+    ring = request.app[KEY_RING]
+    return not ring.is_set or ring.is_operator(request.get(KEY_HOLDER))
+
+
+def allow_operator(request: web.Request) -> None:
+    """Raises Forbidden where keys are set and the caller's is no operator's."""
+    if not is_operator(request):
+        raise Forbidden("This API key may see its own runs alone.")
+
+
 def _is_open(request: web.Request) -> bool:
     path = request.path
     return path in OPEN_PATHS or (path in METRICS_PATHS and request.app[SETTINGS].metrics_public)

@@ -7,7 +7,7 @@ import asyncio
 
 from aiohttp import web
 
-from server.keys import RELAYS, SUPERVISOR
+from server.keys import RELAYS, RUN_WATCH, SUPERVISOR
 from streaming.admission import RETRY_AFTER_SECONDS
 from streaming.failures import Draining
 
@@ -16,7 +16,7 @@ FAREWELL_SECONDS = 1.0
 
 
 async def drain(app: web.Application, seconds: float) -> None:
-    """Let runs and relayed requests finish for `seconds`, then end them."""
+    """Let runs and relayed requests finish for `seconds`, then end them, and those who watched it."""
     relays = app[RELAYS]
     draining = asyncio.ensure_future(app[SUPERVISOR].drain(seconds))
     if relays:
@@ -26,6 +26,7 @@ async def drain(app: web.Application, seconds: float) -> None:
     if relays:
         await asyncio.wait(relays, timeout=FAREWELL_SECONDS)
     await draining
+    app[RUN_WATCH].close()
 
 
 def refuse_when_draining(app: web.Application) -> None:

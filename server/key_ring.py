@@ -25,7 +25,8 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One key, by its digest. `id` is what logs and runs call it; `metrics`: may read `/metrics`."""
+    """One key, by its digest. `id` is what logs and runs call it; `metrics`: may read `/metrics`;
+    `operator`: may see and cancel everybody's runs."""
 
     id: str
     digest: bytes
@@ -34,6 +35,7 @@ class ApiKey:
     tokens_per_day: int = 0
     models: tuple[str, ...] = ()
     metrics: bool = False
+    operator: bool = False
 
 
 class KeyHolder:
@@ -145,6 +147,14 @@ class KeyRing:
             if (holder := self._holders.get(hashlib.sha256(given).digest())) is not None:
                 return holder
         raise InvalidKey("The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.")
+
+    def is_operator(self, holder: KeyHolder | None) -> bool:
+        """It still holds a key, and one that is an operator's."""
+        return (
+            holder is not None
+            and holder.key.operator
+            and self._holders.get(holder.key.digest) is holder
+        )
 
     def add_tokens(self, key_id: str, tokens: int) -> None:
         """A run of this key has used so many."""

@@ -11,6 +11,7 @@ from server.idempotency import Replays
 from server.identity import Identity
 from server.key_ring import KeyHolder, KeyRing
 from server.request_counts import RequestCounts
+from server.run_watch import RunWatch
 from server.settings import Settings
 from server.upstreams import Upstreams
 from server.worker_link import LinkedEmbedded, WorkerLink
@@ -58,6 +59,7 @@ REQUEST_COUNTS: web.AppKey[RequestCounts] = web.AppKey("request_counts", Request
 LOOP_LAG: web.AppKey["LoopLag"] = web.AppKey("loop_lag")
 IMAGE_FETCH: web.AppKey["ImageFetch"] = web.AppKey("image_fetch")
 FINISHED_RUNS: web.AppKey[FinishedRuns] = web.AppKey("finished_runs", FinishedRuns)
+RUN_WATCH: web.AppKey[RunWatch] = web.AppKey("run_watch", RunWatch)
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 # The caller's key, where keys are set, and its id.

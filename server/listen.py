@@ -167,7 +167,7 @@ def say_what_is_missing(settings: Settings) -> None:
         log.warning("HF_TOKEN is not set: the upstream is called without a token")
     if settings.unix_socket is not None or _is_loopback(settings.host):
         return
-    if load_keys(settings.api_keys, settings.api_keys_file):
+    if load_keys(settings.api_keys, settings.api_keys_file, settings.operator_keys):
         return
     log.warning(
         "NO API KEYS: everybody who reaches %s port %d can run agents and spend the upstream's tokens; "

@@ -15,7 +15,9 @@ import server
 from server import api_shapes
 from server.chat_request import RoutedRequest
 from server.chat_schema import ChatRequest
+from server.finished_runs import MAX_KEPT
 from server.relay_routes import ROUTES
+from server.runs import ENDED_BY_DEFAULT, SCOPES
 from streaming.failures import ClientError, SmolgateError
 
 _SCHEMAS = "#/components/schemas/"
@@ -23,6 +25,7 @@ _JSON = "application/json"
 _REPLIES = (
     *(api_shapes.Completion, api_shapes.CompletionChunk, api_shapes.ErrorBody),
     *(api_shapes.ModelList, api_shapes.RunList, api_shapes.Health, api_shapes.Readiness),
+    api_shapes.RunChanges,
 )
 # aiohttp's own, which no leaf of the error tree stands for.
 _EXPECTATION_FAILED = 417
@@ -109,13 +112,52 @@ def _paths() -> dict[str, Any]:
             "get": _own("One model; ids may hold slashes", {200: "ModelEntry"}, named=True)
         },
         "/chat/completions": {"post": _chat()},
-        "/runs": {"get": _own("The caller's runs under way", {200: "RunList"})},
+        "/runs": {"get": _runs()},
+        "/runs/events": {"get": _run_events()},
         "/runs/{id}": {"get": _own("One run", {200: "RunEntry"}, named=True)},
         "/runs/{id}/cancel": {"post": _own("End a run", {200: "RunEntry"}, named=True)},
     }
     for method, path in ROUTES:
         paths.setdefault(path, {})[method.lower()] = _relayed(method, path)
     return paths
+
+
+def _runs() -> dict[str, Any]:
+    operation = _own(
+        "The caller's runs under way; with scope=all everybody's, for operators",
+        {200: "RunList"},
+        refusals=(400, 401, 403),
+    )
+    scope: dict[str, Any] = {"type": "string", "enum": list(SCOPES), "default": "own"}
+    limit = {"type": "integer", "minimum": 0, "maximum": MAX_KEPT, "default": ENDED_BY_DEFAULT}
+    operation["parameters"] += [
+        _query("scope", "all: everybody's, and those that ended lately.", scope),
+        _query("limit", "How many of those that ended, at most.", limit),
+    ]
+    return operation
+
+
+def _run_events() -> dict[str, Any]:
+    operation = _own(
+        "Everybody's runs as they change, for operators", {}, refusals=(401, 403, 429, 503)
+    )
+    content = {"contentMediaType": _JSON, "contentSchema": _schema("RunChanges")}
+    event = {
+        "description": "All runs (`snapshot`), what has changed (`runs`), or the last one (`end`).",
+        "type": "object",
+        "required": ["event", "data"],
+        "additionalProperties": False,
+        "properties": {
+            "event": {"enum": ["snapshot", "runs", "end"]},
+            "data": {"type": "string", **content},
+        },
+    }
+    operation["responses"]["200"] = {
+        "description": "The events",
+        "headers": _REQUEST_ID,
+        "content": {"text/event-stream": {"schema": event}},
+    }
+    return operation
 
 
 def _chat() -> dict[str, Any]:
@@ -215,6 +257,10 @@ def _schema(name: str) -> dict[str, str]:
 
 def _header(name: str, meaning: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": meaning, "schema": {"type": "string"}}
+
+
+def _query(name: str, meaning: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": meaning, "schema": schema}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:

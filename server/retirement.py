@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from server.keys import SUPERVISOR
+from server.keys import RUN_WATCH, SUPERVISOR
 
 # Longer than the proxy in front keeps an idle connection (deploy/nginx/smolgate.conf: 15 s).
 QUIET_SECONDS = 20.0
@@ -38,6 +38,7 @@ class Retirement:
         self._retiring = True
         for site in sites:
             await site.stop()
+        self._app[RUN_WATCH].close()  # who watches comes again, to another worker
         loop = asyncio.get_running_loop()
         self._last_seconds = loop.time()
         latest = loop.time() + seconds

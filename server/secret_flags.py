@@ -14,6 +14,7 @@ from server.settings_table import SETTINGS
 SECRET: dict[str, Callable[[str], bool]] = {
     "token": lambda text: True,
     "api_keys": lambda text: True,
+    "operator_keys": lambda text: True,
     "ray_auth_token": lambda text: True,
     "upstreams": lambda text: "token" in text,
     "upstream_base": lambda text: "@" in text,

@@ -88,6 +88,7 @@ class Settings:
     max_body_bytes: int
     api_keys: tuple[str, ...] = field(repr=False)  # their hashes
     api_keys_file: str | None
+    operator_keys: tuple[str, ...] = field(repr=False)  # their hashes
     metrics_public: bool
     cors_origins: tuple[str, ...]
     image_urls: bool
@@ -160,9 +161,13 @@ def make_settings(**values: Any) -> Settings:
     settings = Settings(**{setting.attribute: setting.default for setting in SETTINGS} | values)
     if settings.token is None and settings.token_file is not None:
         settings = replace(settings, token=settings.token_file)
-    settings = replace(settings, api_keys=hashed(settings.api_keys))
+    settings = replace(
+        settings,
+        api_keys=hashed(settings.api_keys),
+        operator_keys=hashed(settings.operator_keys),
+    )
     try:
-        load_keys(settings.api_keys, settings.api_keys_file)
+        load_keys(settings.api_keys, settings.api_keys_file, settings.operator_keys)
     except BadEntry as error:
         raise BadSetting(f"API_KEYS_FILE{error}") from None
     if settings.model is None:

@@ -508,6 +508,15 @@ SETTINGS = (
         "none",
     ),
     Setting(
+        "operator_keys",
+        ("OPERATOR_KEYS",),
+        (),
+        parse_keys,
+        "keys or their hashes by commas, each once",
+        "more keys, which may also see and cancel everybody's runs (`/runs`)",
+        "none",
+    ),
+    Setting(
         "metrics_public",
         ("METRICS_PUBLIC",),
         False,

@@ -15,7 +15,7 @@ from server.keys import KEY_RING, SETTINGS, TOOL_DESK, WORKER_LINK
 from server.listening_sockets import BACKLOG
 from server.metrics import rendered
 from server.retirement import Retirement
-from server.runs import runs_found
+from server.run_lookup import runs_found
 from server.worker_link import WorkerLink
 from server.worker_wire import Inquiry, KeyUse
 

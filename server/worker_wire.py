@@ -84,12 +84,19 @@ class EmbeddedState(Message, frozen=True):
 
 
 class Inquiry(Message, frozen=True):
-    """From a worker, and on to all others: the runs of a key, who knows the tool call `id`, or metrics."""
+    """From a worker, and on to all others: the runs of a key, who knows the tool call `id`, or metrics.
+
+    `everybody`: the runs of all keys, for an operator; in a list those too that ended within `ended_seconds`, at most
+    `ended_most` of them.
+    """
 
     number: int
     wish: Literal["list", "get", "cancel", "tool_call", "metrics"]
     key: str = ""
     id: str = ""
+    everybody: bool = False
+    ended_most: int = 0
+    ended_seconds: float = 0.0
 
 
 class Findings(Message, frozen=True):

@@ -15,7 +15,7 @@ from smolagents import CodeAgent, LocalPythonExecutor, LogLevel, MultiStepAgent,
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
 from streaming.loop_model import LoopModel, TappedModel, ThinkOptions
-from streaming.tool_timing import time_code_tools, time_named_tools
+from streaming.tool_timing import TimedInterpreter, time_code_tools, time_named_tools
 
 AgentFactory = Callable[..., MultiStepAgent]
 
@@ -93,6 +93,10 @@ def fit_agent(
                 additional_functions=member.python_executor.additional_functions,
             )
             time_code_tools(member.python_executor, channel.send)
+        if isinstance(member, CodeAgent) and not isinstance(
+            member.python_executor, TimedInterpreter
+        ):
+            member.python_executor = TimedInterpreter(member.python_executor, channel.send)
         time_named_tools(member, channel.send)
 
 

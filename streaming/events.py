@@ -4,6 +4,8 @@ A run yields any number of events and then exactly one terminal event, `Final` o
 No smolagents object is among them. Encoded, an event is a msgpack array that begins with its tag.
 """
 
+from typing import Literal
+
 import msgspec
 
 from streaming.run_spec import CalledTool
@@ -27,6 +29,13 @@ class ModelDelta(Event, frozen=True):
     thinking: bool = False
 
 
+class Began(Event, frozen=True):
+    """A model call, code, or a call of a tool has begun: what tells of its end follows, unless the run ends."""
+
+    kind: Literal["model", "code", "tool"]
+    name: str = ""
+
+
 class ModelCalled(Event, frozen=True):
     """One model call has ended; counts are the upstream's own, 0 where it gave none."""
 
@@ -34,6 +43,14 @@ class ModelCalled(Event, frozen=True):
     completion_tokens: int
     reasoning_tokens: int = 0
     seconds: float = 0.0
+    failed: bool = False
+
+
+class CodeRan(Event, frozen=True):
+    """The code of one step has ended; `seconds` include the tools that it called."""
+
+    seconds: float
+    failed: bool = False
 
 
 class Print(Event, frozen=True):
@@ -78,6 +95,7 @@ class Plan(Event, frozen=True):
     """A planning step has ended; `text` is the plan."""
 
     text: str
+    seconds: float = 0.0
 
 
 class Note(Event, frozen=True):

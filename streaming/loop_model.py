@@ -32,7 +32,7 @@ from smolagents.monitoring import TokenUsage
 from sanitize.think import Segment, ThinkScrubber
 from streaming.cancellation import StopSignal
 from streaming.channel import Channel
-from streaming.events import ModelCalled, ModelDelta
+from streaming.events import Began, ModelCalled, ModelDelta
 from streaming.loop_call import wait_on_loop
 from streaming.model_chunks import ToolCallDelta, Usage
 from streaming.upstream_group import UpstreamGroup
@@ -171,9 +171,18 @@ class LoopModel(Model):  # type: ignore[misc]
 
     async def call(self, body: dict[str, Any]) -> ChatMessage:
         """One model call, on the event loop. Raises SmolgateError leaves, RunCancelled."""
+        await self._channel.send_on_loop(Began("model", self.model_id or ""))
+        began = time.monotonic()
+        try:
+            return await self._call(body, began)
+        except Exception:
+            failed = ModelCalled(0, 0, seconds=time.monotonic() - began, failed=True)
+            await self._channel.send_on_loop(failed)
+            raise
+
+    async def _call(self, body: dict[str, Any], began: float) -> ChatMessage:
         reply = _Reply()
         scrubber = self._think.scrubber()
-        began = time.monotonic()
         async with aclosing(self._upstream.chat(body)) as chunks:
             async for chunk in chunks:
                 if chunk.thinking:
@@ -225,14 +234,19 @@ class TappedModel(Model):  # type: ignore[misc]
         """The wrapped model's reply without its thoughts. Raises what it raises, and RunCancelled."""
         self._stop.check()
         self.failure = None
+        self._channel.send(Began("model", str(self.model_id or "")))
+        began = time.monotonic()
         try:
-            return self._generate(messages, *args, **kwargs)
+            return self._generate(messages, began, *args, **kwargs)
         except Exception as error:
             self.failure = error
+            failed = ModelCalled(0, 0, seconds=time.monotonic() - began, failed=True)
+            self._channel.send(failed)
             raise
 
-    def _generate(self, messages: list[Any], *args: Any, **kwargs: Any) -> ChatMessage:
-        began = time.monotonic()
+    def _generate(
+        self, messages: list[Any], began: float, *args: Any, **kwargs: Any
+    ) -> ChatMessage:
         scrubber = self._think.scrubber()
         visible: list[str] = []
         if hasattr(self._model, "generate_stream"):

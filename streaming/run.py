@@ -18,12 +18,15 @@ from streaming.cancellation import StopSignal
 from streaming.channel import Channel
 from streaming.deadline import Deadline
 from streaming.events import (
+    Began,
+    CodeRan,
     Event,
     Failure,
     Final,
     ModelCalled,
     ModelDelta,
     Paused,
+    Plan,
     Started,
     Step,
     ToolRan,
@@ -31,6 +34,7 @@ from streaming.events import (
 )
 from streaming.run_counts import RunCounts
 from streaming.run_spec import RunSpec
+from streaming.timeline import Timeline
 
 MAX_LOG_BYTES = 8 << 20
 
@@ -63,6 +67,8 @@ class Run:
         self.outcome: str | None = None
         self.ending: str | None = None
         self.first_token_seconds: float | None = None
+        self.timeline = Timeline()
+        self._awaits_token = True
         self._counts = counts or RunCounts()
         self.steps = 0
         self.prompt_tokens = 0
@@ -138,22 +144,36 @@ class Run:
         """Called as an event is sent, in whatever thread sends it; the channel's lock is held."""
         match event:
             case ModelDelta():
-                if self.first_token_seconds is None:
-                    self.first_token_seconds = time.time() - self.created
-                    self._counts.first_token(self.first_token_seconds)
+                if self._awaits_token:
+                    self._note_token()
+            case Began(kind=kind):
+                self._awaits_token = self._awaits_token or kind == "model"
+                self.timeline.note(event)
             case Step(number=number):
                 self.steps = max(self.steps, number)
                 self._counts.note(event)
+                self.timeline.note(event)
             case ModelCalled():
                 self.prompt_tokens += event.prompt_tokens
                 self.completion_tokens += event.completion_tokens
                 self._counts.note(event)
+                self.timeline.note(event)
             case ToolRan():
                 self._counts.note(event)
+                self.timeline.note(event)
+            case Started() | CodeRan() | Plan():
+                self.timeline.note(event)
             case Final():
                 self.ending = "ok"
             case Failure(code=code):
                 self.ending = code or "refused"
+
+    def _note_token(self) -> None:
+        self._awaits_token = False
+        self.timeline.token()
+        if self.first_token_seconds is None:
+            self.first_token_seconds = time.time() - self.created
+            self._counts.first_token(self.first_token_seconds)
 
     def _note(self, event: Event, end: int) -> None:
         match event:

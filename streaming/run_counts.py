@@ -39,7 +39,7 @@ class RunCounts:
             match event:
                 case Step(seconds=seconds):
                     self.step_seconds.observe(seconds)
-                case ModelCalled():
+                case ModelCalled(failed=False):
                     self.model_call_seconds.observe(event.seconds)
                     self.tokens["prompt"] += event.prompt_tokens
                     self.tokens["completion"] += event.completion_tokens

@@ -51,7 +51,7 @@ class StepReader:
                     self._last_step = item
                     yield _step(item, printed_live=printed_live)
             case PlanningStep():
-                yield Plan(item.plan)
+                yield Plan(item.plan, item.timing.duration or 0.0)
             case FinalAnswerStep():
                 self.answer = answer_text(item.output)
             case AgentToolCall():

@@ -160,6 +160,7 @@ class Supervisor:
             run.state = "paused"
         if run.deadline is not None:
             run.deadline.pause()
+        run.timeline.begin("paused")
         self._places[run.id].pause()
         return True
 
@@ -171,8 +172,11 @@ class Supervisor:
             run.deadline.resume()
         place = self._places[run.id]
         place.resume()
+        run.timeline.end("paused")
+        run.timeline.begin("queue")
         try:
             await place.granted
+            run.timeline.end("queue")
         finally:
             if place.granted.cancelled():  # the run is being stopped, and wants it no more
                 place.pause()
@@ -231,6 +235,7 @@ class Supervisor:
             run.channel.finish(failure_of(AgentFailed("The agent's worker was lost.")))
             run.state = "done"
             run.ended = time.time()
+            run.timeline.close()
             if run.ending in REASONS:  # not by `submit` at once, but later by a parent
                 self.counts.refused[run.ending] += 1
             else:
@@ -262,6 +267,8 @@ class Supervisor:
     async def _work(self, run: Run) -> None:
         run.started = time.time()
         self.counts.queue_seconds.observe(run.started - run.created)
+        run.timeline.end("queue")
+        run.timeline.begin("setup")
         run.state = "running"
         work = self._runner.start(run.spec, run.channel, run.stop_signal)
         stopped = asyncio.Event()

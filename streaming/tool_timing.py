@@ -1,7 +1,7 @@
-"""How long tools take: each call of one leaves a `ToolRan`.
+"""How long code and tools take: what is run leaves a `Began`, and a `CodeRan` or `ToolRan`.
 
-In: an agent, fitted to its run. Out: the same, its tools timed, wherever it calls them: from code, by way of
-the interpreter's `send_tools`, or by name.
+In: an agent, fitted to its run. Out: the same, its code timed, and its tools, wherever it calls them: from code, by
+way of the interpreter's `send_tools`, or by name.
 """
 
 import time
@@ -9,13 +9,42 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from smolagents import MultiStepAgent, ToolCallingAgent
+from smolagents.local_python_executor import CodeOutput, PythonExecutor
 
-from streaming.events import Event, ToolRan
+from streaming.events import Began, CodeRan, Event, ToolRan
 
 # Every run calls it, and it does nothing.
 NOT_TIMED = "final_answer"
 
 Send = Callable[[Event], None]
+
+
+class TimedInterpreter(PythonExecutor):  # type: ignore[misc]  # smolagents is untyped
+    """An interpreter whose every run of code is told of; for the rest, the one within."""
+
+    def __init__(self, interpreter: Any, send: Send) -> None:
+        self._interpreter = interpreter
+        self._send = send
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._interpreter, name)
+
+    def send_tools(self, tools: dict[str, Any]) -> None:
+        self._interpreter.send_tools(tools)
+
+    def send_variables(self, variables: dict[str, Any]) -> None:
+        self._interpreter.send_variables(variables)
+
+    def __call__(self, code_action: str) -> CodeOutput:
+        self._send(Began("code"))
+        began = time.monotonic()
+        failed = True
+        try:
+            output = self._interpreter(code_action)
+            failed = False
+            return output
+        finally:
+            self._send(CodeRan(time.monotonic() - began, failed))
 
 
 def time_code_tools(interpreter: Any, send: Send) -> None:
@@ -50,6 +79,7 @@ def time_named_tools(agent: MultiStepAgent, send: Send) -> None:
 
 def _timed(name: str, call: Callable[..., Any], send: Send) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
+        send(Began("tool", name))
         began = time.monotonic()
         failed = True
         try:

@@ -5,6 +5,8 @@ import pytest
 
 from streaming import failures
 from streaming.events import (
+    Began,
+    CodeRan,
     Event,
     Failure,
     Final,
@@ -35,13 +37,15 @@ from streaming.runners.run_wire import (
 EVENTS: list[Event] = [
     Started("a", ("<code>", "</code>")),
     ModelDelta("é😀", thinking=True),
-    ModelCalled(1, 2, 3, 0.5),
+    Began("tool", "t"),
+    ModelCalled(1, 2, 3, 0.5, failed=True),
+    CodeRan(0.5, failed=True),
     ToolRan("t", 0.5, failed=True),
     Print("row\n"),
     Stdout("out"),
     ToolCall("1", "t", "{}"),
     Step(1, "code", None, "error", 0.1),
-    Plan("plan"),
+    Plan("plan", 0.5),
     Note("note"),
     Paused((CalledTool("1", "t", '{"a": 1}'),)),
     Final(None, cut=True),
