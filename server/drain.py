@@ -26,7 +26,7 @@ async def drain(app: web.Application, seconds: float) -> None:
     if relays:
         await asyncio.wait(relays, timeout=FAREWELL_SECONDS)
     await draining
-    app[RUN_WATCH].close()
+    await app[RUN_WATCH].finish()
 
 
 def refuse_when_draining(app: web.Application) -> None:

@@ -5,6 +5,7 @@ of the time. `close` ends every watch: this server is stopping, or another takes
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ MAX_WATCHERS = 32
 # Runs that ended so long before a look are looked for again: one of another worker may have been told late.
 OVERLAP_SECONDS = 10.0
 RETRY_AFTER_SECONDS = 5.0
+LAST_LOOK_SECONDS = 1.0
 
 # `find(most, seconds)`: all that run, and so many of those that ended in the last so many seconds.
 Find = Callable[[int, float], Awaitable[list[dict[str, Any]]]]
@@ -68,26 +70,34 @@ class RunWatch:
                 self._looking = None
 
     def close(self) -> None:
+        """Nobody may watch any more; those who do get what there is, and the end."""
         self.closed = True
         self._wake()
+
+    async def finish(self) -> None:
+        """Look once more, for how the last runs ended, and close."""
+        if self._looking is not None:
+            self._looking.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_LOOK_SECONDS):
+                    self._board.take(await self._find(MAX_ENDED, OVERLAP_SECONDS), _now())
+        self.close()
 
     def news_since(self, version: int) -> tuple[int, list[bytes]]:
         return self._board.version, self._board.since(version)
 
     async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
         seconds = 1e9
         while True:
-            began = loop.time()
+            began = _now()
             try:
-                self._board.take(await self._find(MAX_ENDED, seconds), loop.time())
+                self._board.take(await self._find(MAX_ENDED, seconds), _now())
             except Exception:
                 log.exception("the runs could not be looked for")
             else:
                 seconds = OVERLAP_SECONDS
             self._wake()
-            took = loop.time() - began
-            idle = min(IDLE_FOR_EACH_LOOK * took, LONGEST_IDLE_SECONDS)
+            idle = min(IDLE_FOR_EACH_LOOK * (_now() - began), LONGEST_IDLE_SECONDS)
             await asyncio.sleep(max(EVERY_SECONDS, idle))
 
     def _wake(self) -> None:
@@ -106,8 +116,12 @@ class Watcher:
     async def changes(self) -> list[bytes] | None:
         """The runs that have changed, maybe none, at each look; all of them at first. None at the end."""
         await self._news.wait()
-        self._news.clear()
-        if self._watch.closed:
-            return None
         self._version, changed = self._watch.news_since(self._version)
+        if self._watch.closed:
+            return changed or None
+        self._news.clear()
         return changed
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

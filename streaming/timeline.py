@@ -120,7 +120,7 @@ class Timeline:
     def spans(self) -> list[Span]:
         """All of them by their start, times in milliseconds' precision."""
         with self._lock:
-            known = [*self._open, *(span for spans in self._ended.values() for span in spans)]
+            known = [*(span for spans in self._ended.values() for span in spans), *self._open]
             return sorted(map(_rounded, known), key=lambda span: span.start)
 
     # Below here the lock is held.
