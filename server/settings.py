@@ -89,6 +89,7 @@ class Settings:
     api_keys: tuple[str, ...] = field(repr=False)  # their hashes
     api_keys_file: str | None
     metrics_public: bool
+    page: bool
     cors_origins: tuple[str, ...]
     image_urls: bool
     head_seconds: float
