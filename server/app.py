@@ -24,12 +24,14 @@ from server.keys import (
     IDENTITY,
     KEY_RING,
     MCP_SERVERS,
+    OPEN_FILES,
     RELAYS,
     REQUEST_COUNTS,
     RUN_WATCH,
     SETTINGS,
 )
 from server.loop_lag import loop_lag
+from server.page_files import serve_page
 from server.request_counts import RequestCounts
 from server.request_log import request_log_middleware
 from server.run_watch import RunWatch
@@ -61,6 +63,7 @@ def create_app(
     app[REQUEST_COUNTS] = RequestCounts()
     app[FINISHED_RUNS] = FinishedRuns(settings.runner)
     app[RUN_WATCH] = RunWatch(partial(runs.everybodys_runs, app))
+    app[OPEN_FILES] = set()
     app.cleanup_ctx.extend((loop_lag, image_fetch))
     app.cleanup_ctx.extend(
         (parts.embedded_model, parts.upstreams, parts.jail, parts.mcp, parts.supervisor)
@@ -79,4 +82,6 @@ def create_app(
         app.router.add_post(f"{prefix}/runs/{{id}}/cancel", runs.cancel_run)
         for method, path in relay_routes.ROUTES:
             app.router.add_route(method, prefix + path, relay_routes.relay_route)
+    if settings.page:
+        serve_page(app)
     return app

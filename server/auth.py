@@ -1,7 +1,7 @@
 """Who may call: bearer keys.
 
 In: a request. Out: the same, with the caller's key on it, or 401, or 429 past its requests a minute. Health
-routes stay open, and `/metrics` where the operator says so.
+routes and the pages' files stay open, and `/metrics` where the operator says so.
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,15 @@ from aiohttp import web
 
 from server.joining import is_of_worker
 from server.key_ring import KeyHolder
-from server.keys import API_KEY, KEY_HOLDER, KEY_RING, REQUEST_COUNTS, SETTINGS, TOKEN_METER
+from server.keys import (
+    API_KEY,
+    KEY_HOLDER,
+    KEY_RING,
+    OPEN_FILES,
+    REQUEST_COUNTS,
+    SETTINGS,
+    TOKEN_METER,
+)
 from streaming.failures import Forbidden
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v1/healthz", "/v1/readyz"})
@@ -73,4 +81,6 @@ def allow_operator(request: web.Request) -> None:
 
 def _is_open(request: web.Request) -> bool:
     path = request.path
-    return path in OPEN_PATHS or (path in METRICS_PATHS and request.app[SETTINGS].metrics_public)
+    if path in OPEN_PATHS or path in request.app[OPEN_FILES]:
+        return True
+    return path in METRICS_PATHS and request.app[SETTINGS].metrics_public

@@ -55,6 +55,9 @@ RELAYS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("relays", set)
 
 KEY_RING: web.AppKey[KeyRing] = web.AppKey("key_ring", KeyRing)
 
+# The paths of pages and what they load, which hold no secrets.
+OPEN_FILES: web.AppKey[set[str]] = web.AppKey("open_files", set)
+
 REQUEST_COUNTS: web.AppKey[RequestCounts] = web.AppKey("request_counts", RequestCounts)
 LOOP_LAG: web.AppKey["LoopLag"] = web.AppKey("loop_lag")
 IMAGE_FETCH: web.AppKey["ImageFetch"] = web.AppKey("image_fetch")

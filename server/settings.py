@@ -90,6 +90,7 @@ class Settings:
     api_keys_file: str | None
     operator_keys: tuple[str, ...] = field(repr=False)  # their hashes
     metrics_public: bool
+    page: bool
     cors_origins: tuple[str, ...]
     image_urls: bool
     head_seconds: float

@@ -526,6 +526,15 @@ SETTINGS = (
         "0",
     ),
     Setting(
+        "page",
+        ("PAGE",),
+        True,
+        switch,
+        "0 or 1",
+        "0: no page at `/`",
+        "1",
+    ),
+    Setting(
         "cors_origins",
         ("CORS_ORIGINS",),
         (),

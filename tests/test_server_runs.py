@@ -466,7 +466,7 @@ async def test_with_workers_all_runs_are_seen_cancelled_and_told_of_at_any_of_th
 async def test_a_server_that_stops_shows_its_last_runs_and_then_ends_the_stream(
     upstream: FakeUpstream, gate: asyncio.Event
 ) -> None:
-    values = {
+    values: dict[str, Any] = {
         "UPSTREAM_OPENAI_BASE": upstream.base,
         "AGENT_MODEL": "up",
         "HEARTBEAT_SECONDS": "0.2",
