@@ -180,9 +180,10 @@ class RunEntry(Shape):
 
 
 class RunChanges(Shape):
-    """An event's data: all runs at first, then those that have changed; empty in the last one."""
+    """An event's data: all runs, those that have changed, or none at the end of the stream."""
 
-    runs: list[RunEntry] | UnsetType = UNSET
+    type: Literal["snapshot", "runs", "end"]
+    runs: list[RunEntry]
 
 
 class RunList(Shape):

@@ -35,6 +35,7 @@ from server.page_files import serve_page
 from server.request_counts import RequestCounts
 from server.request_log import request_log_middleware
 from server.run_watch import RunWatch
+from server.runs_page import page_or_list
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
 
@@ -76,7 +77,7 @@ def create_app(
         app.router.add_get(f"{prefix}/models", models.list_models)
         app.router.add_get(f"{prefix}/models/{{id:.+}}", models.get_model)
         app.router.add_post(f"{prefix}/chat/completions", chat.chat_completions)
-        app.router.add_get(f"{prefix}/runs", runs.list_runs)
+        app.router.add_get(f"{prefix}/runs", runs.list_runs if prefix else page_or_list())
         app.router.add_get(f"{prefix}/runs/events", run_events.run_events)
         app.router.add_get(f"{prefix}/runs/{{id}}", runs.get_run)
         app.router.add_post(f"{prefix}/runs/{{id}}/cancel", runs.cancel_run)

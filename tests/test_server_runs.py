@@ -76,7 +76,7 @@ class Changes:
 
     @property
     def runs(self) -> dict[str, dict[str, Any]]:
-        return {run["id"]: run for _, data in self.events for run in data.get("runs", [])}
+        return {run["id"]: run for _, data in self.events for run in data["runs"]}
 
     async def read(self) -> bool:
         """The next event or comment; False at the end of the stream."""
@@ -284,7 +284,7 @@ async def test_changes_are_told_live_and_no_prompt_is_among_them(
     url = gateway.base + RUNS + "/events"
     async with watching(gateway.session, url) as changes:
         await changes.until(lambda seen: seen.events)
-        assert changes.events == [("snapshot", {"runs": []})]
+        assert changes.events == [("snapshot", {"type": "snapshot", "runs": []})]
         async with running(gateway.session, gateway.base) as response:
             await changes.until(lambda seen: seen.runs)
             (run_id,) = changes.runs
@@ -319,7 +319,7 @@ async def test_a_stream_of_changes_ends_when_its_key_is_taken_back(
         async with asyncio.timeout(10):
             while await changes.read():
                 pass
-        assert changes.events[-1] == ("end", {})
+        assert changes.events[-1] == ("end", {"type": "end", "runs": []})
 
 
 async def test_only_so_many_may_watch_at_once(
@@ -459,7 +459,7 @@ async def test_with_workers_all_runs_are_seen_cancelled_and_told_of_at_any_of_th
                 for changes in (ones, twos):
                     while await changes.read():
                         pass
-                    assert changes.events[-1] == ("end", {})
+                    assert changes.events[-1] == ("end", {"type": "end", "runs": []})
         assert server.stop() == 0
 
 
@@ -487,5 +487,5 @@ async def test_a_server_that_stops_shows_its_last_runs_and_then_ends_the_stream(
                 while await changes.read():
                     pass
             assert [run["outcome"] for run in changes.runs.values()] == ["ok"]
-            assert changes.events[-1] == ("end", {})
+            assert changes.events[-1] == ("end", {"type": "end", "runs": []})
         assert await asyncio.to_thread(server.process.wait, 30) == 0
