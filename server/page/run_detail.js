@@ -103,7 +103,7 @@ export class RunDetail {
     const { verb, name, since } = doing(run);
     const now = [verb, name, since === null ? "" : elapsed(age(run) - since)].filter(Boolean).join(" · ");
     const facts = [
-      [isActive(run) ? "Doing" : "Outcome", now || "ok"],
+      [isActive(run) ? "Doing" : "Outcome", now],
       ["API key", run.key ?? "none: the server is open"],
       ["Runner", `${run.runner}, worker ${run.worker}`],
       ["Began", clock(run.created)],

@@ -49,6 +49,11 @@ export class RunTable {
     for (const [each, row] of this.#rows) row.choose(each === id);
   }
 
+  // The detail takes room of the table.
+  reveal(id) {
+    this.#rows.get(id)?.element.scrollIntoView({ block: "nearest" });
+  }
+
   focus(id) {
     this.#rows.get(id)?.button.focus();
   }
@@ -80,6 +85,7 @@ class Row {
     this.verb = el("span");
     this.name = el("bdi", { class: "mono name" });
     this.since = el("span", { class: "muted" });
+    this.metadata = el("bdi", { class: "muted name metadata" });
     this.steps = el("td", { class: "number wide" });
     this.tokens = el("td", { class: "number wide" });
     this.time = el("td", { class: "number" });
@@ -92,7 +98,7 @@ class Row {
       {},
       el("td", {}, this.badge),
       el("td", { class: "agent" }, this.button, this.id),
-      el("td", { class: "doing" }, this.verb, " ", this.name, " ", this.since),
+      el("td", { class: "doing" }, this.verb, " ", this.name, " ", this.since, this.metadata),
       this.steps,
       this.tokens,
       this.time,
@@ -126,6 +132,7 @@ class Row {
     const now = doing(run);
     put(this.verb, now.verb);
     put(this.name, now.name);
+    put(this.metadata, Object.entries(run.metadata).map((pair) => pair.join(" ")).join(", "));
     put(this.steps, String(run.step));
     put(this.tokens, count(run.usage.total_tokens));
     put(this.key, run.key ?? "–");

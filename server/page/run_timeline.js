@@ -11,6 +11,7 @@ const LANES = [
   ["Code", ["code"]],
   ["Tools", ["tool"]],
 ];
+const UNNAMED = { queue: "queue", setup: "setup", paused: "client", plan: "plan" };
 const SVG = "http://www.w3.org/2000/svg";
 const LABELS = 56;
 const RIGHT = 12;
@@ -187,9 +188,9 @@ class Bar {
 
 // As much as there is room for: its name and its time, one of them, or nothing.
 function fitting(span, seconds, room) {
-  const name = span.kind === "step" ? span.name : span.name || { queue: "queue", setup: "setup", paused: "client", plan: "plan" }[span.kind] || "";
+  const name = span.kind === "step" ? `step ${span.name}` : span.name || UNNAMED[span.kind] || "";
   const time = duration(seconds);
-  if (name && name.length + time.length + 1 <= room) return `${name} ${time}`;
+  if (name && name.length + time.length + 3 <= room) return `${name} · ${time}`;
   if (name && name.length <= room) return name;
   if (!name && time.length <= room) return time;
   return room >= 6 && name ? `${[...name].slice(0, room - 1).join("")}…` : "";

@@ -2,18 +2,19 @@
 
 import { count, elapsed, plural } from "./amounts.js";
 import { byId, el, say } from "./dom.js";
+import { KeyDialog } from "./key_dialog.js";
 import { RunDetail } from "./run_detail.js";
 import { RunFeed } from "./run_feed.js";
 import { RunStore, atWork } from "./run_store.js";
 import { RunTable } from "./run_table.js";
 import { state } from "./run_words.js";
-import { askForKey, keptKey } from "./runs_key.js";
 import { themeSwitch } from "./theme.js";
 
 const TICK_MS = 500;
 
 const store = new RunStore();
 const table = new RunTable(store, [byId("active"), byId("ended")], { open: choose, cancel: confirmCancel });
+const keys = new KeyDialog(connect);
 const feed = new RunFeed({
   live: () => feedIs("Live", "live"),
   snapshot(runs) {
@@ -40,9 +41,12 @@ const feed = new RunFeed({
     store.replace([]);
     show();
     choose(null);
-    const words = status === 401 ? "" : `${message} Everybody's runs are shown to keys that are an operator's.`;
-    if (words) notice(words, "bad");
-    enterKey(keptKey() ? words || message : "");
+    const wrong = keys.key ? "The server does not take this key." : "This server asks for an operator's API key.";
+    const words = status === 401 ? wrong : `${message} Everybody's are shown to an operator's key.`;
+    notice(words, keys.key ? "bad" : "");
+    byId("key-refused").textContent = words;
+    byId("empty").textContent = "Nothing can be shown.";
+    keys.ask({ isRefused: keys.key !== "" });
   },
 });
 const detail = new RunDetail({ ask: (path) => feed.ask(path), cancel: confirmCancel, close: closeDetail });
@@ -62,6 +66,7 @@ function choose(id) {
   if (id === detail.id) return;
   table.choose(id);
   detail.open(id, store.get(id));
+  table.reveal(id);
   history.replaceState(null, "", id === null ? location.pathname : `#${encodeURIComponent(id)}`);
 }
 
@@ -89,14 +94,10 @@ async function confirmCancel(id) {
   }
 }
 
-async function enterKey(why) {
-  const key = await askForKey(why);
-  if (key !== null) connect(key);
-}
-
-function connect(key) {
+function connect() {
+  notice(null);
   feedIs("Connecting", "");
-  feed.start(key);
+  feed.start(keys.key);
 }
 
 function feedIs(word, kind) {
@@ -112,7 +113,7 @@ themeSwitch(byId("theme"));
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("filter").addEventListener("input", show);
 byId("state").addEventListener("change", show);
-byId("open-key").addEventListener("click", () => enterKey(""));
+byId("open-key").addEventListener("click", () => keys.ask());
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && detail.id !== null && !document.querySelector("dialog[open]")) closeDetail();
 });
@@ -122,5 +123,5 @@ setInterval(() => {
   detail.tick();
 }, TICK_MS);
 
-connect(keptKey());
+connect();
 if (location.hash.length > 1) choose(decodeURIComponent(location.hash.slice(1)));
