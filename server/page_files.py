@@ -8,7 +8,7 @@ work below a path of a proxy's, too.
 import hashlib
 from importlib import resources
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from server.keys import OPEN_FILES
 
@@ -48,14 +48,14 @@ HEADERS = {
 
 
 class PageFile:
-    """One file, ready to be sent; a handler of its GET and HEAD."""
+    """One file, ready; `send` is the handler of its GET and HEAD."""
 
     def __init__(self, name: str, body: bytes) -> None:
         self._body = body
         self._etag = hashlib.sha256(body).hexdigest()[:32]
         self._content_type = CONTENT_TYPES[name.rpartition(".")[2]]
 
-    async def __call__(self, request: web.Request) -> web.Response:
+    async def send(self, request: web.Request) -> web.Response:
         known = request.if_none_match or ()
         if any(tag.value in {self._etag, "*"} for tag in known):
             response = web.Response(status=304, headers=HEADERS)
@@ -76,10 +76,9 @@ def page_file(name: str) -> PageFile:
 
 
 def serve_page(app: web.Application) -> None:
-    """Serve the page at `/` and all that it and other pages load below `/page/`."""
+    """Serve the page at `/`, and below `/page/` all that it and other pages load."""
     files = resources.files("server").joinpath("page").iterdir()
     assets = {FOLDER + file.name: file.name for file in files if not file.name.endswith(".html")}
     for path, name in {"/": INDEX, **assets}.items():
-        app.router.add_route(hdrs.METH_GET, path, page_file(name))
-        app.router.add_route(hdrs.METH_HEAD, path, page_file(name))
+        app.router.add_get(path, page_file(name).send)  # HEAD, too
         app[OPEN_FILES].add(path)

@@ -136,6 +136,11 @@ class Browser:
             if message["method"] == "Network.requestWillBeSent"
         ]
 
+    def asked_elsewhere(self) -> list[str]:
+        """Those of them that went beyond this machine."""
+        here = ("http://127.0.0.1:", "data:", "blob:", "about:", "chrome:")
+        return [url for url in self.requested() if not url.startswith(here)]
+
     def axe(self) -> list[str]:
         """What axe-core finds serious or critical in the page as it stands."""
         self.run(AXE.read_text())

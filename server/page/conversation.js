@@ -24,7 +24,7 @@ export class Conversation {
   #tab = tabId();
   shown = null;
 
-  // `context`: {key(), isAgent(model), changed(), refused()}.
+  // `context`: {key(), isAgent(model), changed(), refused(), notKept()}.
   constructor(store, context) {
     this.#store = store;
     this.#context = context;
@@ -32,6 +32,10 @@ export class Conversation {
       const { scrollHeight, scrollTop, clientHeight } = this.#scroll;
       this.#follows = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
     }, { passive: true });
+    // What is unfolded opens where it is.
+    this.#list.addEventListener("click", ({ target }) => {
+      if (!this.isLive && target.closest("summary")) this.#follows = false;
+    });
     addEventListener("pagehide", () => this.#saveLive());
     document.addEventListener("visibilitychange", () => document.hidden && this.#saveLive());
     setInterval(() => this.#saveLive(), SAVE_MS);
