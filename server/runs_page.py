@@ -16,7 +16,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def page_or_list() -> Handler:
     """A handler of GET and HEAD."""
-    page = page_file("runs.html")
+    page = page_file("runs.html").send
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = await (page if asks_for_page(request) else list_runs)(request)

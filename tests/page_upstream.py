@@ -51,7 +51,11 @@ def steps(*codes: str) -> Says:
 
     def say(body: dict[str, Any]) -> list[Delta]:
         done = sum(message["role"] == "assistant" for message in body["messages"])
-        return [{"content": f"Now step {done + 1}.\n<code>\n{codes[min(done, len(codes) - 1)]}\n</code>"}]
+        return [
+            {
+                "content": f"Now step {done + 1}.\n<code>\n{codes[min(done, len(codes) - 1)]}\n</code>"
+            }
+        ]
 
     return say
 

@@ -236,7 +236,7 @@ HOSTILE = (
     "<script>window.hurt = 1; alert(1)</script><img src=x onerror='window.hurt = 1'>\n\n"
     "[a](javascript:window.hurt=1) [b](JaVaScRiPt:alert(1)) [c](data:text/html,<script>alert(1)</script>) "
     "[d](&#106;avascript:alert(1)) [e](java\tscript:alert(1)) [f](vbscript:x) [g](//evil.invalid/x) "
-    "[h](https://good.invalid/ \"t\") <javascript:alert(1)> ![i](http://evil.invalid/i.png)\n\n"
+    '[h](https://good.invalid/ "t") <javascript:alert(1)> ![i](http://evil.invalid/i.png)\n\n'
     "<svg onload=alert(1)> <iframe srcdoc='<script>top.hurt=1</script>'> <style>body{display:none}</style>\n\n"
     "| <b onclick=alert(1)>x</b> | [t](javascript:alert(1)) |\n|---|---|\n| <script>alert(1)</script> | y |\n\n"
     "```python'\"><script>alert(1)</script>\nprint('</code></pre><script>alert(1)</script>')\n"
@@ -270,8 +270,12 @@ def test_a_hostile_reply_does_no_harm(page: Browser, upstream: PageUpstream) -> 
     wait_for_end(page)
     page.wait(lambda: "</code></pre>" in page.text(".answer .code code"))
     assert page.run("return window.hurt") is None
-    assert page.all(".turn :is(script, iframe, svg, style, img, [onerror], [onclick], [style])") == []
-    links = {each.get_attribute("href"): each.get_attribute("rel") for each in page.all(".answer a")}
+    assert (
+        page.all(".turn :is(script, iframe, svg, style, img, [onerror], [onclick], [style])") == []
+    )
+    links = {
+        each.get_attribute("href"): each.get_attribute("rel") for each in page.all(".answer a")
+    }
     assert set(links) == {"https://good.invalid/", "http://evil.invalid/i.png"}
     assert all("noopener" in str(rel) for rel in links.values())
     assert "[a](javascript:window.hurt=1)" in page.text(".answer")
@@ -418,7 +422,15 @@ def test_the_keyboard_is_enough(page: Browser, upstream: PageUpstream) -> None:
         order.append(focused())
     expected = [
         *("smolgate", "new", "two", "Delete: two", "theme", "open-key", "clear", "model"),
-        *("Copy answer", "Copy as curl", "Copy as Python", "Try again", "question", "attach", "send"),
+        *(
+            "Copy answer",
+            "Copy as curl",
+            "Copy as Python",
+            "Try again",
+            "question",
+            "attach",
+            "send",
+        ),
     ]
     assert [each for each in order if each in expected] == expected
     assert page.text("#status").startswith("Answer: Answered.")

@@ -489,3 +489,38 @@ async def test_a_server_that_stops_shows_its_last_runs_and_then_ends_the_stream(
             assert [run["outcome"] for run in changes.runs.values()] == ["ok"]
             assert changes.events[-1] == ("end", {"type": "end", "runs": []})
         assert await asyncio.to_thread(server.process.wait, 30) == 0
+
+
+async def test_a_browser_gets_the_page_at_runs_and_everybody_else_the_list(
+    make_gateway: MakeGateway,
+) -> None:
+    gateway = await make_gateway(api_keys=("alice-key",))
+    accepts = {
+        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8": "text/html",
+        "application/json": "application/json",
+        "*/*": "application/json",
+        "text/*;q=0.5": "application/json",
+        "application/json, text/html;q=0": "application/json",
+        "": "application/json",
+    }
+    for accept, kind in accepts.items():
+        headers = {"Accept": accept}
+        async with gateway.session.get(gateway.base + "/runs", headers=headers) as response:
+            assert response.content_type == kind, accept
+            assert response.status == (200 if kind == "text/html" else 401), accept
+            if kind == "text/html":
+                assert "script-src 'self'" in response.headers["Content-Security-Policy"]
+        headers |= bearer("alice-key")["headers"]
+        for path, with_key in (("/runs", kind), ("/v1/runs", "application/json")):
+            async with gateway.session.get(gateway.base + path, headers=headers) as response:
+                assert (response.status, response.content_type) == (200, with_key)
+                assert ("Accept" in response.headers.get("Vary", "")) == (path == "/runs")
+    headers = {"Accept": "text/html"}
+    for method, path in (("GET", "/v1/runs"), ("POST", "/runs"), ("GET", "/runs/x")):
+        async with gateway.session.request(
+            method, gateway.base + path, headers=headers
+        ) as response:
+            assert response.status == 401
+    plain = await make_gateway(page=False)
+    async with plain.session.get(plain.base + "/runs", headers=headers) as response:
+        assert (response.status, response.content_type) == (200, "application/json")
