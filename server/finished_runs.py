@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from streaming.run import Run
+from streaming.timeline import Doing, Span
 
 KEPT_SECONDS = 600.0
 MAX_KEPT = 1000
@@ -39,20 +40,21 @@ class FinishedRuns:
         self._timeline_bytes = 0
 
     def keep(self, run: Run) -> None:
-        timeline = timeline_json(run)
+        timeline = msgspec.json.encode(run.timeline.spans())
         self._timeline_bytes += len(timeline)
         entry = _Ended(time.monotonic(), run.key, run_object(run, self._runner), timeline)
         self._runs[run.id] = entry
         self._forget_old()
 
     def find(self, run_id: str, key: str | None) -> dict[str, Any] | None:
-        """What became of a run of this key, of anybody's where it is None; with its timeline."""
+        """What became of a run of this key, of anybody's where it is None; with its timeline, or None."""
         self._forget_old()
         found = self._runs.get(run_id)
         if found is None or key not in (found.key, None):
             return None
-        timeline = msgspec.Raw(found.timeline) if found.timeline is not None else None
-        return found.object | {"timeline": timeline}
+        timeline = found.timeline
+        spans = None if timeline is None else msgspec.json.decode(timeline, type=list[Span])
+        return found.object | {"timeline": spans}
 
     def latest(self, most: int, seconds: float = KEPT_SECONDS) -> Iterator[dict[str, Any]]:
         """Everybody's that ended within so many seconds, the last one first."""
@@ -79,10 +81,6 @@ class FinishedRuns:
     def _drop_timeline(self, entry: _Ended) -> None:
         self._timeline_bytes -= len(entry.timeline or b"")
         entry.timeline = None
-
-
-def timeline_json(run: Run) -> bytes:
-    return msgspec.json.encode(run.timeline.spans())
 
 
 def run_object(run: Run, runner: str) -> dict[str, Any]:
@@ -119,5 +117,15 @@ def run_object(run: Run, runner: str) -> dict[str, Any]:
 
 
 def for_its_caller(entry: dict[str, Any]) -> dict[str, Any]:
-    """The same without what is an operator's to know."""
-    return {name: value for name, value in entry.items() if name not in FOR_OPERATORS}
+    """The same without what is an operator's to know; a model that a key may not use does not exist for it."""
+    told = {name: value for name, value in entry.items() if name not in FOR_OPERATORS}
+    told["doing"] = _unnamed(told["doing"])
+    if told.get("timeline") is not None:
+        told["timeline"] = [_unnamed(span) for span in told["timeline"]]
+    return told
+
+
+def _unnamed(part: Span | Doing | None) -> Span | Doing | None:
+    if part is None or part.kind != "model":
+        return part
+    return msgspec.structs.replace(part, name="")

@@ -140,6 +140,7 @@ async def test_an_operator_sees_and_cancels_everybodys_runs_and_a_plain_key_does
         own = (await got(session, base, key="alice-key"))[1]["data"]
         assert [run["id"] for run in own] == [of_key["alice"]["id"]]
         assert {"key", "worker"}.isdisjoint(own[0])
+        assert "up/model" not in json.dumps(own)
         assert (await got(session, base + "?scope=own", key="chief-key"))[1]["data"] == []
 
         bobs_run = f"{base}/{of_key['bob']['id']}"
@@ -163,6 +164,7 @@ async def test_an_operator_sees_and_cancels_everybodys_runs_and_a_plain_key_does
     mine = (await got(session, alices_run, key="alice-key"))[1]
     assert {"key", "worker"}.isdisjoint(mine)
     assert mine["timeline"][0]["kind"] == "queue"
+    assert [span["name"] for span in mine["timeline"] if span["kind"] == "model"] == [""]
     assert (await got(session, alices_run, key="bob-key"))[0] == 404
 
 
