@@ -1,7 +1,7 @@
 """An upstream whose replies a browser test writes, word by word, while a page reads them.
 
-`says["word"] = lambda body: …` answers requests whose last question holds the word with the deltas that
-it yields; a dict with `finish`, `error` or `raw` among them ends otherwise than well.
+`says["word"] = lambda body: …` answers requests whose question ends with the word, or holds it, with the
+deltas that it yields; a dict with `finish`, `error` or `raw` among them ends otherwise than well.
 """
 
 import json
@@ -35,9 +35,9 @@ class PageUpstream:
         asked = json.dumps([m for m in body["messages"] if m["role"] == "user"][-1:])
         everything = json.dumps(body["messages"])
         for text in (asked, everything):
-            for word, say in self.says.items():
-                if word in text:
-                    return say(body)
+            if last := max(self.says, key=text.rfind, default=""):
+                if last in text:
+                    return self.says[last](body)
         return [{"content": "<code>\nfinal_answer('nothing')\n</code>"}]
 
 

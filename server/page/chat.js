@@ -119,6 +119,11 @@ document.addEventListener("keydown", (event) => {
   else conversation.stop();
 });
 byId("stop").addEventListener("click", () => conversation.stop());
+// The address is the conversation's: it leads nowhere else within the page.
+byId("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  question.focus();
+});
 byId("open-key").addEventListener("click", () => keys.ask());
 byId("examples").addEventListener("click", ({ target }) => {
   if (!(target instanceof HTMLButtonElement)) return;

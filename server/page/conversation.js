@@ -36,7 +36,9 @@ export class Conversation {
     this.#list.addEventListener("click", ({ target }) => {
       if (!this.isLive && target.closest("summary")) this.#follows = false;
     });
-    addEventListener("pagehide", () => this.#saveLive());
+    addEventListener("pagehide", () => {
+      for (const { turn } of this.#live.values()) this.#store.leaveReply(turn);
+    });
     document.addEventListener("visibilitychange", () => document.hidden && this.#saveLive());
     setInterval(() => this.#saveLive(), SAVE_MS);
   }

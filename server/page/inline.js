@@ -4,6 +4,7 @@
 // somewhere only by http, https or mailto; images are not loaded, their text is a link to them.
 
 const MAX_OPEN = 16; // emphasis within emphasis
+const MAX_RUN = 6; // more marks in a row are a line, not emphasis
 const MAX_TARGET = 2000;
 const PLAIN = /[^\\`*_~[\]!<&hHm]+/y;
 const URL_HERE = /(?:https?:\/\/|mailto:)[^\s<>"`]{1,2000}/iy;
@@ -140,7 +141,7 @@ class Scanner {
     const after = this.#text[this.#at] ?? "";
     const left = !SPACE.test(after) && (!PUNCTUATION.test(after) || SPACE.test(before) || PUNCTUATION.test(before));
     const right = !SPACE.test(before) && (!PUNCTUATION.test(before) || SPACE.test(after) || PUNCTUATION.test(after));
-    if (character === "~" && run.length !== 2) {
+    if (run.length > MAX_RUN || (character === "~" && run.length !== 2)) {
       this.#items.push(run);
       return;
     }

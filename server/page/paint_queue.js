@@ -1,13 +1,15 @@
-// What waits to be painted → a few milliseconds of it each frame, for the whole page together.
+// What waits to be painted → a little of it each frame, for the whole page together: so much of parsing, and
+// so many characters, since the browser lays them out after that.
 
 const SLICE_MS = 8;
+const SLICE_CHARACTERS = 8192;
 const HIDDEN_MS = 250; // a page that is not seen has no frames
 
 export class PaintQueue {
   #waiting = new Set();
   #scheduled = false;
 
-  // `item.paint(until)` works until that time, and adds itself again where something is left.
+  // `item.paint(budget)` works while `left()` of it, and adds itself again where something is left over.
   add(item) {
     this.#waiting.add(item);
     if (this.#scheduled) return;
@@ -18,12 +20,25 @@ export class PaintQueue {
 
   #paint() {
     this.#scheduled = false;
-    const until = performance.now() + SLICE_MS;
+    const budget = new Budget();
     const waiting = [...this.#waiting];
     this.#waiting.clear();
     for (const item of waiting) {
-      if (performance.now() < until) item.paint(until);
+      if (budget.left()) item.paint(budget);
       else this.add(item);
     }
+  }
+}
+
+class Budget {
+  #until = performance.now() + SLICE_MS;
+  #characters = SLICE_CHARACTERS;
+
+  left() {
+    return this.#characters > 0 && performance.now() < this.#until;
+  }
+
+  spend(characters) {
+    this.#characters -= characters;
   }
 }

@@ -131,8 +131,8 @@ export class ReplyView {
     }
   }
 
-  paint(until) {
-    const isWhole = this.#take("reasoning", until) && this.#take("answer", until);
+  paint(budget) {
+    const isWhole = this.#take("reasoning", budget) && this.#take("answer", budget);
     this.#reasoning?.flush();
     this.#answer?.flush();
     if (!isWhole) this.#queue.add(this);
@@ -143,12 +143,14 @@ export class ReplyView {
     this.#onPaint();
   }
 
-  #take(what, until) {
+  #take(what, budget) {
     const text = this.#pending[what];
     let at = 0;
-    while (at < text.length && performance.now() < until) {
-      this.#viewOf(what).feed(text.slice(at, at + SLICE_CHARACTERS));
-      at += SLICE_CHARACTERS;
+    while (at < text.length && budget.left()) {
+      const slice = text.slice(at, at + SLICE_CHARACTERS);
+      this.#viewOf(what).feed(slice);
+      budget.spend(slice.length);
+      at += slice.length;
     }
     this.#pending[what] = text.slice(at);
     return at >= text.length;

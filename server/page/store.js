@@ -2,10 +2,13 @@
 // each other's. Where the browser keeps nothing, they last as long as the page.
 
 const STORES = ["conversations", "turns", "replies"];
+const LEFT = "smolgate-left-";
 
 export async function openStore() {
   try {
-    return new Store(await opened());
+    const store = new Store(await opened());
+    await store.recover();
+    return store;
   } catch {
     return new MemoryStore();
   }
@@ -82,6 +85,23 @@ class Store {
     this.#tell(conversation);
   }
 
+  // At once: a page that is being left does not see the end of a transaction.
+  leaveReply({ id, conversation, reply, owner }) {
+    try {
+      localStorage.setItem(LEFT + id, JSON.stringify({ id, conversation, reply, owner }));
+    } catch {
+      // too long for it: what was saved last is there
+    }
+  }
+
+  // What pages left in the midst of a reply.
+  async recover() {
+    for (const name of Object.keys(localStorage).filter((key) => key.startsWith(LEFT))) {
+      await this.saveReply(JSON.parse(localStorage.getItem(name)));
+      localStorage.removeItem(name);
+    }
+  }
+
   async deleteTurn(turn) {
     await this.#put(["turns", "replies"], (of) => {
       of("turns").delete(turn.id);
@@ -150,6 +170,8 @@ class MemoryStore {
   }
 
   async saveReply() {}
+
+  leaveReply() {}
 
   async deleteTurn({ id }) {
     this.#turns.delete(id);
