@@ -26,6 +26,7 @@ LONG_TASK_MS = 100
 DELTAS = 10_000
 BOMB_CHARACTERS = 16_000
 
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with browser_or_skip() as browser:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from browser import DESKTOP, PHONE, Browser, browser_or_skip
-from page_upstream import PageUpstream, page_upstream
+from page_upstream import PageUpstream, page_upstream, steps
 from selenium.webdriver.common.keys import Keys
 from server_process import ServerProcess, server_process, wait_for
 from test_server_api_keys import keys_file
-from test_server_page import held, steps
+from test_server_page import held
 
 CHIEF, ALICE = "chief-key", "alice-key"
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>\u202eevil'
@@ -166,7 +166,7 @@ def test_a_run_is_seen_as_it_goes_and_its_timeline_at_the_end(
     # The same row, moved, and still in the same hands.
     assert page.run("return document.activeElement === row && row.closest('tbody').id === 'ended'")
     page.wait(lambda: not page.all("#timeline .open"))
-    kinds = [bar.get_attribute("class").split()[1] for bar in page.all("#timeline .bar")]
+    kinds = [str(bar.get_attribute("class")).split()[1] for bar in page.all("#timeline .bar")]
     assert sorted(kinds) == sorted(
         f"kind-{kind}" for kind in ("queue", "setup", *("step", "model", "code") * 2, "tool")
     )
@@ -184,7 +184,7 @@ def test_a_timeline_is_for_the_keyboard_and_for_those_who_hear_it(
     page.wait(lambda: "doubler" in page.text("#ended tr:first-child .agent"))
     page.click("#ended tr:first-child .open")
     bars = page.wait(lambda: page.all("#timeline .bar.kind-tool"))
-    assert "failed" in bars[1].get_attribute("aria-label")
+    assert "failed" in str(bars[1].get_attribute("aria-label"))
     page.find("#spans summary").send_keys(Keys.SHIFT + Keys.TAB)
     wait_for(lambda: page.run("return document.activeElement.closest('.bar') !== null"))
     label = page.run("return document.activeElement.getAttribute('aria-label')")

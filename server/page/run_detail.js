@@ -4,7 +4,7 @@ import { clock, count, duration, elapsed, plural } from "./amounts.js";
 import { byId, copyButton, el } from "./dom.js";
 import { age, atWork } from "./run_store.js";
 import { RunTimeline } from "./run_timeline.js";
-import { KINDS, doing, isActive, notes, state, took } from "./run_words.js";
+import { KINDS, doing, isActive, notes, state, took, withOpenStep } from "./run_words.js";
 
 // The feed tells of a change at most some times a second; more often nobody has to ask.
 const ASK_AGAIN_MS = 250;
@@ -70,6 +70,7 @@ export class RunDetail {
   }
 
   #show(run) {
+    if (run.timeline) run.timeline = withOpenStep(run);
     this.#run = run;
     const [word, kind] = state(run);
     byId("detail-head").replaceChildren(el("bdi", {}, run.agent));

@@ -47,6 +47,17 @@ export function doing(run) {
   return { verb: DOING[run.doing.kind] ?? run.doing.kind, name: run.doing.name, since: run.doing.since };
 }
 
+// The spans with the step that goes on: the server tells of a step at its end.
+export function withOpenStep(run) {
+  const spans = run.timeline ?? [];
+  const steps = spans.filter((span) => span.kind === "step" || span.kind === "plan" || span.kind === "setup");
+  const start = Math.max(0, ...steps.map((span) => span.end ?? Infinity));
+  const goesOn = isActive(run) && spans.some((span) => ["model", "code", "tool"].includes(span.kind) && span.start >= start - 0.01);
+  if (!goesOn) return spans;
+  const open = { kind: "step", name: String(run.step + 1), start, end: null };
+  return [...spans, open].sort((a, b) => a.start - b.start);
+}
+
 export const took = (span, now) => (span.end === null ? now - span.start : (span.seconds ?? span.end - span.start));
 
 export function notes(span) {
