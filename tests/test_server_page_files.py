@@ -26,7 +26,9 @@ async def test_the_page_and_all_that_it_loads_are_served(make_gateway: MakeGatew
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert response.headers["Cache-Control"] == "no-cache"
             etag = response.headers["ETag"]
-        assert body == (FOLDER / (path.removeprefix("/page/").strip("/") or "index.html")).read_bytes()
+        assert (
+            body == (FOLDER / (path.removeprefix("/page/").strip("/") or "index.html")).read_bytes()
+        )
         async with gateway.session.head(gateway.base + path) as response:
             assert (response.status, await response.read()) == (200, b"")
             assert response.headers["ETag"] == etag
