@@ -302,6 +302,7 @@ window.tasks = [];
 new PerformanceObserver(list => list.getEntries().forEach(each => window.tasks.push(each.duration)))
   .observe({type: 'longtask', buffered: false});
 """
+WIDTH = "return document.documentElement.scrollWidth"
 DEPTH = """
 const depth = node => 1 + Math.max(0, ...[...node.children].map(depth));
 return depth(document.querySelector(arguments[0]));
@@ -350,6 +351,7 @@ def test_axe_finds_nothing_serious(
 ) -> None:
     page.show(dark=dark, size=size)
     found = {"first": page.axe()}
+    assert page.run(WIDTH) <= size[0]
     upstream.says["all"] = steps(
         "# look\nprint(1 + 2, 'x', f'{3}')\ndef f(): pass",
         "final_answer('# H\\n\\n> q\\n\\n- a `b` [c](https://d.invalid/)\\n\\n|a|b|\\n|-|-|\\n|1|2|\\n\\n```python\\nx = 1\\n```')",
@@ -363,8 +365,8 @@ def test_axe_finds_nothing_serious(
     ask(page, "broken")
     page.find(".notice.bad")
     found["failed"] = page.axe()
+    assert page.run(WIDTH) <= size[0]
     if size == PHONE:
-        assert page.run("return document.documentElement.scrollWidth") <= PHONE[0]
         assert not page.find("main").find_elements("css selector", "#side")
         page.click("#open-side")
         page.find("#side.open")
