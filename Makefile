@@ -59,6 +59,10 @@ load: .venv/.tests ## a minute of 500 agent and 500 relayed streams through ngin
 soak: .venv/.tests ## ten minutes of mixed load; memory stays flat and nothing is lost
 	$(BIN)/python -m bench.supervision soak
 
+.PHONY: pictures
+pictures: .venv/.tests ## take the pictures of the pages in docs/pictures
+	PYTHONPATH=.:tests $(BIN)/python tests/page_pictures.py
+
 .PHONY: audit
 audit: .venv/.tests ## compare the pinned packages with the known vulnerabilities; needs PyPI's JSON API
 	$(BIN)/python -m venv .venv/audit

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -90,11 +91,11 @@ class Browser:
 
     def run(self, script: str, *arguments: Any) -> Any:
         """The result of a script in the page."""
-        return self.driver.execute_script(script, *arguments)  # type: ignore[no-untyped-call]
+        return self.driver.execute_script(script, *arguments)
 
     def cdp(self, command: str, **parameters: Any) -> Any:
         """The result of a command of Chrome's own protocol."""
-        return self.driver.execute_cdp_cmd(command, parameters)  # type: ignore[no-untyped-call]
+        return self.driver.execute_cdp_cmd(command, parameters)
 
     def wait(self, condition: Callable[[], T | None], what: str = "", seconds: float = 30) -> T:
         """Wait until it holds; returns what it gave."""
@@ -103,7 +104,13 @@ class Browser:
             return condition()
 
         waiting = WebDriverWait(self.driver, seconds, poll_frequency=0.02)
-        return waiting.until(said, f"{what}\n{self.text('body')[-1500:]}\n{self.console()}")
+        try:
+            found = waiting.until(said)
+        except TimeoutException:
+            seen = f"{self.text('body')[-1500:]}\n{self.console()}"
+            raise AssertionError(f"{what} did not come\n{seen}") from None
+        assert found is not None
+        return found
 
     def show(
         self, *, dark: bool = False, size: tuple[int, int] = DESKTOP, scale: float = 1
@@ -144,7 +151,7 @@ class Browser:
     def axe(self) -> list[str]:
         """What axe-core finds serious or critical in the page as it stands."""
         self.run(AXE.read_text())
-        found = self.driver.execute_async_script(_AXE_RUN)  # type: ignore[no-untyped-call]
+        found = self.driver.execute_async_script(_AXE_RUN)
         return [str(each) for each in found]
 
 

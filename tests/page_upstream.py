@@ -35,9 +35,9 @@ class PageUpstream:
         asked = json.dumps([m for m in body["messages"] if m["role"] == "user"][-1:])
         everything = json.dumps(body["messages"])
         for text in (asked, everything):
-            if last := max(self.says, key=text.rfind, default=""):
-                if last in text:
-                    return self.says[last](body)
+            last = max(self.says, key=text.rfind, default="")
+            if last and last in text:
+                return self.says[last](body)
         return [{"content": "<code>\nfinal_answer('nothing')\n</code>"}]
 
 

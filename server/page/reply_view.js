@@ -7,7 +7,7 @@ import { copyButton, el } from "./dom.js";
 import { Markdown } from "./markdown.js";
 import { ReasoningView } from "./reasoning_view.js";
 
-const SLICE_CHARACTERS = 2048;
+const SLICE_CHARACTERS = 1024;
 const STATES = {
   live: ["Working", "live"],
   done: ["Done", "good"],
