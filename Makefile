@@ -62,6 +62,7 @@ soak: .venv/.tests ## ten minutes of mixed load; memory stays flat and nothing i
 .PHONY: pictures
 pictures: .venv/.tests ## take the pictures of the pages in docs/pictures
 	PYTHONPATH=.:tests $(BIN)/python tests/page_pictures.py
+	PYTHONPATH=.:tests $(BIN)/python tests/runs_pictures.py
 
 .PHONY: audit
 audit: .venv/.tests ## compare the pinned packages with the known vulnerabilities; needs PyPI's JSON API

@@ -71,7 +71,10 @@ def pictures(browser: Browser, server: ServerProcess, upstream: PageUpstream) ->
     browser.find("#ended tr")
     with asked(server, "trip-planner", "trip", metadata={"order": "A-1043"}):
         browser.wait(lambda: "web_search" in browser.text("#active .doing"))
-        with asked(server, "code-writing-agent", "slow"), asked(server, "code-writing-agent", "slow"):
+        with (
+            asked(server, "code-writing-agent", "slow"),
+            asked(server, "code-writing-agent", "slow"),
+        ):
             browser.wait(lambda: "route_planner" in browser.text("#active .doing"))
             row = next(row for row in browser.all("#active tr") if "trip" in row.text)
             browser.run("arguments[0].querySelector('.open').click()", row)
