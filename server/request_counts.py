@@ -14,7 +14,10 @@ _SEGMENTS = frozenset(
     {"runs", "models", "files", "batches", "images", "audio", "metrics", "healthz", "readyz"}
 )
 _WHOLE = frozenset(
-    {"/chat/completions", "/completions", "/embeddings", "/moderations", "/responses", "/rerank"}
+    {
+        *("/chat/completions", "/completions", "/embeddings", "/moderations", "/responses"),
+        *("/rerank", "/runs/events"),
+    }
 )
 
 

@@ -28,13 +28,13 @@ async def run_events(request: web.Request) -> web.StreamResponse:
             headers={"x-request-id": request[REQUEST_ID]},
         )
         await writer.prepare(request)
+        request[OUTCOME] = "ok"  # also where the watcher leaves, as all of them do
         async with writer:
             name = "snapshot"
             while (changed := await watcher.changes()) is not None and is_operator(request):
                 if changed or name == "snapshot":
                     await writer.send_events(b"".join(_events(name, changed)))
                     name = "runs"
-            request[OUTCOME] = "ok"
             await writer.send_events(_event("end", []))
             await writer.write_eof()
         return writer
