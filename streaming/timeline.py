@@ -121,7 +121,7 @@ class Timeline:
         """All of them by their start, times in milliseconds' precision."""
         with self._lock:
             known = [*(span for spans in self._ended.values() for span in spans), *self._open]
-            return sorted(map(_rounded, known), key=lambda span: span.start)
+            return [_rounded(span) for span in sorted(known, key=lambda span: span.start)]
 
     # Below here the lock is held.
 
