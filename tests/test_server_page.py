@@ -118,7 +118,7 @@ def test_a_model_s_words_are_seen_before_it_ends(page: Browser, upstream: PageUp
     assert page.text(".answer strong") == "answer"
     assert page.text(".step .body") == "First a thought, then"
     assert "1,200 tokens read, 34 written, 5 of them thoughts" in page.text(".foot")
-    assert re.search(r"\d\.\d s · first words after \d\.\d s", page.text(".foot"))
+    assert re.search(r"\d\.\d s ", page.text(".foot"))
     # It folds with the answer, and unfolds.
     assert not page.all(".work[open]")
     page.click(".work > summary")
@@ -681,6 +681,52 @@ def test_two_tabs_lose_nothing_of_each_other_s(page: Browser, upstream: PageUpst
         page.driver.close()
         page.driver.switch_to.window(first)
     page.wait(lambda: page.text(".turn:nth-child(2) .answer") == "Answer two.")
+
+
+def test_what_is_deleted_is_gone_and_the_theme_stays(page: Browser, upstream: PageUpstream) -> None:
+    for word in ("first", "second", "third"):
+        upstream.says[word] = content(f"It was {word}.")
+        ask(page, word)
+        wait_for_end(page)
+        page.click("#new")
+        page.find("#welcome")
+    page.click("#theme option[value='dark']")
+    dark = page.run("return getComputedStyle(document.body).backgroundColor")
+    page.wait(lambda: len(page.all("#conversations li")) == 3)
+    page.run("arguments[0].click()", page.all("[aria-label='Delete: second']")[0])
+    page.driver.switch_to.alert.accept()
+    page.wait(lambda: "second" not in page.text("#conversations"))
+    assert len(page.all("#conversations li")) == 2
+    page.click("#clear")
+    page.driver.switch_to.alert.dismiss()
+    page.click("#clear")
+    page.driver.switch_to.alert.accept()
+    page.wait(lambda: not page.all("#conversations li"))
+    page.driver.refresh()
+    page.find("#welcome")
+    assert page.all("#conversations li") == []
+    assert page.run("return getComputedStyle(document.body).backgroundColor") == dark
+    assert page.run("return document.documentElement.dataset.theme") == "dark"
+    page.click("#theme option[value='system']")
+    assert page.run("return getComputedStyle(document.body).backgroundColor") != dark
+
+
+def test_a_server_that_is_gone_is_said_and_found_again(
+    chromium: Browser, server: ServerProcess
+) -> None:
+    fresh(chromium, server.base)
+    chromium.cdp("Network.enable")
+    chromium.cdp("Network.setBlockedURLs", urls=["*/v1/*"])
+    try:
+        chromium.driver.refresh()
+        assert "cannot be listed" in chromium.find("#notice-models").text
+    finally:
+        chromium.cdp("Network.setBlockedURLs", urls=[])
+    chromium.click("#notice-models button")
+    chromium.find("#model:not([disabled])")
+    assert chromium.all("#notice-models") == []
+    assert chromium.driver.switch_to.active_element.get_attribute("id") == "question"
+    chromium.console()
 
 
 def test_the_embedded_model_answers_on_the_page(chromium: Browser) -> None:

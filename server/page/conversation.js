@@ -77,6 +77,7 @@ export class Conversation {
     this.#follow();
     this.#context.changed();
     await this.#keep(() => this.#store.saveConversation(shown));
+    this.#context.changed(); // now it is listed
     await this.#keep(() => this.#store.saveTurn(turn));
     say("Working");
     await reader.read(turn, body, view);

@@ -193,7 +193,7 @@ function notesOf(reply) {
 // What it took, in words.
 function measures(reply) {
   const parts = [`${reply.seconds.toFixed(1)} s`];
-  if (reply.firstSeconds !== null) parts.push(`first words after ${reply.firstSeconds.toFixed(1)} s`);
+  if (reply.firstSeconds >= 0.05) parts.push(`first words after ${reply.firstSeconds.toFixed(1)} s`);
   const { usage } = reply;
   if (usage) {
     const thought = usage.completion_tokens_details?.reasoning_tokens;
