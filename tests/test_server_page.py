@@ -45,6 +45,7 @@ def server(upstream: PageUpstream) -> Iterator[ServerProcess]:
     with server_process(
         UPSTREAM_OPENAI_BASE=upstream.base, AGENT_MODEL=MODEL, JAIL="auto", HEARTBEAT_SECONDS="0.2"
     ) as server:
+        server.line_with("jail: ")  # it is ready
         yield server
 
 
