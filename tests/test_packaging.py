@@ -118,6 +118,8 @@ def test_the_installed_command_serves_agents_in_jails(
         assert ask(f"{server.base}/v1", "shop")["choices"][0]["message"]["content"].endswith(
             "survived"
         )
+        with urllib.request.urlopen(f"{server.base}/page/chat.js", timeout=60) as response:
+            assert response.status == 200
         assert any("INFO jail: " in line and "seccomp" in line for line in server.lines)
 
 

@@ -2,7 +2,9 @@
 
 import { eventsOf } from "./sse.js";
 
-export const API_BASE = new URL("v1", document.baseURI.replace(/[?#].*/, "")).href;
+export const API_BASE = new URL("v1", document.baseURI).href;
+// What is kept in the browser is kept by this path, since others of the same origin may be other servers.
+export const PLACE = new URL(".", document.baseURI).pathname;
 
 // `status` 401 means that a key is asked for.
 export class ApiError extends Error {

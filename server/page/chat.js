@@ -40,7 +40,10 @@ function showState() {
 }
 
 function notice(id, text, ...more) {
-  byId(`notice-${id}`)?.remove();
+  const there = byId(`notice-${id}`);
+  if (text && there?.firstChild.data === text) return; // said once
+  if (there?.contains(document.activeElement)) question.focus();
+  there?.remove();
   if (text) byId("notices").append(el("p", { id: `notice-${id}`, class: "notice warn", role: "alert" }, text, ...more));
 }
 

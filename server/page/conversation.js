@@ -8,6 +8,7 @@ import { ReplyView } from "./reply_view.js";
 import { asCurl, asPython } from "./snippets.js";
 
 const SAVE_MS = 500;
+const CHARACTERS_A_MS = 500; // a long reply is saved less often
 const ABANDONED_MS = 5000; // a live turn not saved for so long has no tab any more
 const TITLE_CHARACTERS = 60;
 const NEAR_END_PX = 60;
@@ -39,7 +40,6 @@ export class Conversation {
     addEventListener("pagehide", () => {
       for (const { turn } of this.#live.values()) this.#store.leaveReply(turn);
     });
-    document.addEventListener("visibilitychange", () => document.hidden && this.#saveLive());
     setInterval(() => this.#saveLive(), SAVE_MS);
   }
 
@@ -68,7 +68,7 @@ export class Conversation {
     this.#forgetRetry();
     this.#turns.push(turn);
     const body = requestOf(turn, this.#turns.slice(0, -1));
-    const reader = new ReplyReader(this.#context.key());
+    const reader = new ReplyReader(this.#context.key(), this.#context.isAgent(model));
     const view = this.#view(turn);
     this.#live.set(turn.id, { turn, reader, view });
     this.#list.append(view.element);
@@ -77,6 +77,7 @@ export class Conversation {
     this.#follow();
     this.#context.changed();
     await this.#keep(() => this.#store.saveConversation(shown));
+    this.#context.changed(); // now it is listed
     await this.#keep(() => this.#store.saveTurn(turn));
     say("Working");
     await reader.read(turn, body, view);
@@ -97,7 +98,7 @@ export class Conversation {
 
   #end(turn, view) {
     const isShown = this.shown?.id === turn.conversation;
-    view.finish();
+    view.finish({ folds: this.#follows });
     this.#keep(() => this.#store.saveReply(turn));
     this.#context.changed();
     if (!isShown) return;
@@ -110,7 +111,13 @@ export class Conversation {
   }
 
   #saveLive() {
-    for (const { turn } of this.#live.values()) this.#keep(() => this.#store.saveReply(turn));
+    const now = Date.now();
+    for (const { turn } of this.#live.values()) {
+      const { reasoning, content } = turn.reply;
+      if (now < (turn.savedAt ?? 0) + (reasoning.length + content.length) / CHARACTERS_A_MS) continue;
+      turn.savedAt = now;
+      this.#keep(() => this.#store.saveReply(turn));
+    }
   }
 
   async #keep(write) {

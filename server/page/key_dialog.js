@@ -1,8 +1,9 @@
 // The API key: asked for where the server wants one, kept with the tab or, if so wished, in this browser.
 
+import { PLACE } from "./api.js";
 import { byId } from "./dom.js";
 
-const NAME = "smolgate-key";
+const NAME = `smolgate-key${PLACE}`;
 
 export class KeyDialog {
   #dialog = byId("key-dialog");

@@ -1,8 +1,10 @@
 // One reply, read to its end into a turn: what is asked, what comes, how it ended.
 
 import { ApiError, cancelRun, chunksOf } from "./api.js";
+import { LeadingThoughts } from "./leading_thoughts.js";
 
 const MAX_CHARACTERS = 8_000_000;
+const CANCEL_MS = 2000;
 
 export function newReply() {
   return {
@@ -53,17 +55,23 @@ function partsOf(content) {
 export class ReplyReader {
   #abort = new AbortController();
   #key;
+  #isAgent;
   #runId = "";
   #stopped = false;
 
-  constructor(key) {
+  constructor(key, isAgent) {
     this.#key = key;
+    this.#isAgent = isAgent;
   }
 
+  // A run is cancelled by its id; whatever else, and a run not known yet, ends as its client leaves.
   stop() {
+    const isFirst = !this.#stopped;
     this.#stopped = true;
-    if (this.#runId) cancelRun(this.#runId, this.#key);
-    this.#abort.abort();
+    if (!isFirst || !this.#isAgent || !this.#runId) return this.#abort.abort();
+    const leave = () => this.#abort.abort();
+    setTimeout(leave, CANCEL_MS);
+    cancelRun(this.#runId, this.#key).then(leave);
   }
 
   // Fills the turn's reply; `view` is told of what comes. Never raises.
@@ -71,6 +79,7 @@ export class ReplyReader {
     const { reply } = turn;
     const begun = performance.now();
     const seconds = () => (performance.now() - begun) / 1000;
+    const thoughts = new LeadingThoughts();
     let isDone = false;
     try {
       for await (const chunk of chunksOf(body, this.#key, this.#abort.signal)) {
@@ -78,7 +87,7 @@ export class ReplyReader {
         isDone ||= chunk.isDone === true;
         if (typeof chunk.id === "string") this.#runId ||= chunk.id;
         if (chunk.usage) reply.usage = chunk.usage;
-        if (take(reply, chunk.choices?.[0], view)) reply.firstSeconds ??= seconds();
+        if (take(reply, chunk.choices?.[0], view, thoughts)) reply.firstSeconds ??= seconds();
       }
       // A stream that just ends has not ended well.
       if (!isDone && !reply.finish) throw new Error("The connection broke off before the reply ended.");
@@ -89,20 +98,25 @@ export class ReplyReader {
       reply.error = this.#stopped ? "" : messageOf(error);
       reply.status = error.status;
     }
+    const { thought, said } = thoughts.flush();
+    put(reply, view, thought, said);
     reply.seconds = seconds();
   }
 }
 
 // True where it brought words.
-function take(reply, choice, view) {
+function take(reply, choice, view, thoughts) {
   if (!choice) return false;
   const delta = choice.delta ?? {};
   if (choice.finish_reason) reply.finish = choice.finish_reason;
   for (const call of delta.tool_calls ?? []) {
     if (call.function?.name) reply.tools.push(String(call.function.name));
   }
-  const thought = textOf(delta.reasoning_content) || textOf(delta.reasoning);
-  const said = textOf(delta.content) || textOf(delta.refusal);
+  const { thought, said } = thoughts.feed(textOf(delta.content) || textOf(delta.refusal));
+  return put(reply, view, (textOf(delta.reasoning_content) || textOf(delta.reasoning)) + thought, said);
+}
+
+function put(reply, view, thought, said) {
   if (reply.reasoning.length + reply.content.length > MAX_CHARACTERS) {
     reply.isCut = true;
     return false;

@@ -3,7 +3,7 @@
 // Text is painted when the queue says so, however fast it comes; what is folded of a turn that is over is made
 // when it is opened.
 
-import { copyButton, el } from "./dom.js";
+import { copyButton, el, say } from "./dom.js";
 import { Markdown } from "./markdown.js";
 import { ReasoningView } from "./reasoning_view.js";
 
@@ -87,13 +87,13 @@ export class ReplyView {
     this.#write("answer", text);
   }
 
-  // The turn's reply says how it ended.
-  finish() {
+  // The turn's reply says how it ended. Its reasoning folds where nobody is reading it.
+  finish({ folds = true } = {}) {
     clearInterval(this.#ticking);
     this.#ended = true;
     const { reply } = this.#turn;
     this.#state();
-    if (reply.content && this.work.open) this.work.open = false;
+    if (folds && reply.content && !this.work.contains(document.activeElement)) this.work.open = false;
     this.notes.replaceChildren(...notesOf(reply));
     this.meta.textContent = measures(reply);
     this.foot.replaceChildren(this.meta, ...this.#buttons());
@@ -163,6 +163,7 @@ export class ReplyView {
       onStep: (count) => {
         this.#turn.reply.steps = count;
         this.#state();
+        if (!this.#ended && this.element.isConnected) say(`Step ${count} done`);
       },
     }));
   }
@@ -184,6 +185,7 @@ function notesOf(reply) {
   if (reply.state === "interrupted") {
     notes.push(el("p", { class: "notice warn" }, "The page was left before the reply ended. This is what was there."));
   }
+  if (reply.state === "live") notes.push(el("p", { class: "notice" }, "This goes on in another tab."));
   if (reply.isCut) notes.push(el("p", { class: "notice warn" }, "The reply is too long for this page; the rest is not shown."));
   return notes;
 }
@@ -191,7 +193,7 @@ function notesOf(reply) {
 // What it took, in words.
 function measures(reply) {
   const parts = [`${reply.seconds.toFixed(1)} s`];
-  if (reply.firstSeconds !== null) parts.push(`first words after ${reply.firstSeconds.toFixed(1)} s`);
+  if (reply.firstSeconds >= 0.05) parts.push(`first words after ${reply.firstSeconds.toFixed(1)} s`);
   const { usage } = reply;
   if (usage) {
     const thought = usage.completion_tokens_details?.reasoning_tokens;

@@ -11,8 +11,9 @@ export class SseParser {
   #afterCr = false;
 
   feed(text) {
+    if (text === "") return [];
     if (this.#afterCr && text.startsWith("\n")) text = text.slice(1);
-    if (text) this.#afterCr = text.endsWith("\r");
+    this.#afterCr = text.endsWith("\r");
     const lines = text.split(/\r\n|\r|\n/);
     const rest = lines.pop();
     const events = [];

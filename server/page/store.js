@@ -1,8 +1,11 @@
 // Conversations kept in this browser (IndexedDB), each turn on its own, so that two tabs lose nothing of
 // each other's. Where the browser keeps nothing, they last as long as the page.
 
+import { PLACE } from "./api.js";
+
+const NAME = `smolgate${PLACE}`;
 const STORES = ["conversations", "turns", "replies"];
-const LEFT = "smolgate-left-";
+const LEFT = `smolgate-left${PLACE}`;
 
 export async function openStore() {
   try {
@@ -16,7 +19,7 @@ export async function openStore() {
 
 function opened() {
   return new Promise((resolve, reject) => {
-    const opening = indexedDB.open("smolgate", 1);
+    const opening = indexedDB.open(NAME, 1);
     opening.onupgradeneeded = () => {
       for (const name of STORES) opening.result.createObjectStore(name, { keyPath: "id" });
       opening.transaction.objectStore("turns").createIndex("conversation", "conversation");
@@ -33,10 +36,18 @@ function result(request) {
   });
 }
 
+function keysLeft() {
+  try {
+    return Object.keys(localStorage).filter((key) => key.startsWith(LEFT));
+  } catch {
+    return [];
+  }
+}
+
 class Store {
   keeps = true;
   #database;
-  #news = typeof BroadcastChannel === "function" ? new BroadcastChannel("smolgate") : null;
+  #news = typeof BroadcastChannel === "function" ? new BroadcastChannel(NAME) : null;
 
   constructor(database) {
     this.#database = database;
@@ -82,7 +93,7 @@ class Store {
         if (target.result !== undefined) of("replies").put({ id, reply, owner, savedAt: Date.now() });
       };
     });
-    this.#tell(conversation);
+    if (reply.state !== "live") this.#tell(conversation);
   }
 
   // At once: a page that is being left does not see the end of a transaction.
@@ -96,9 +107,10 @@ class Store {
 
   // What pages left in the midst of a reply.
   async recover() {
-    for (const name of Object.keys(localStorage).filter((key) => key.startsWith(LEFT))) {
-      await this.saveReply(JSON.parse(localStorage.getItem(name)));
+    for (const name of keysLeft()) {
+      const left = localStorage.getItem(name);
       localStorage.removeItem(name);
+      await this.saveReply(JSON.parse(left)).catch(() => {}); // what was saved last is there
     }
   }
 
