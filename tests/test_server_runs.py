@@ -3,6 +3,8 @@
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,13 +15,14 @@ import msgspec
 import pytest
 from aiohttp import web
 from conftest import FakeUpstream, MakeGateway, scripted, until
-from server_process import server_process
+from server_process import ROOT, server_process
 from test_server_api_keys import bearer, hash_of, keys_file
 from test_server_chat_agent import by_turn
 from test_server_client_tools import ONE_CALL, USER, WEATHER, with_results
 from test_server_workers import at_both, two_workers
 
 from server import finished_runs, run_board, run_watch
+from server.api_keys import digest_of, keys_of_file
 from server.api_shapes import RunChanges, RunEntry, RunList
 from server.keys import FINISHED_RUNS, KEY_RING, RUN_WATCH, SUPERVISOR
 from server.run_board import RunBoard
@@ -189,6 +192,14 @@ async def test_an_operator_key_may_come_from_the_environment_and_without_keys_al
         assert [run["key"] for run in listed["data"]] == [None]
         gate.set()
         await response.read()
+
+
+def test_a_new_key_may_be_an_operator_s(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server.new_key", "on-call", "--operator"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    key, entry = (line.partition(":")[2].strip() for line in said.splitlines())
+    (made,) = keys_of_file(keys_file(tmp_path, json.loads(entry)))
+    assert (made.id, made.operator, made.digest) == ("on-call", True, digest_of(key))
 
 
 async def test_what_a_list_is_asked_for_wrongly_is_a_400(make_gateway: MakeGateway) -> None:
