@@ -43,7 +43,7 @@ export function state(run) {
 // A verb and a name, and since when in seconds after the run was asked for.
 export function doing(run) {
   if (!isActive(run)) return { verb: run.outcome, name: "", since: null };
-  if (run.doing === null) return { verb: "between two", name: "", since: null };
+  if (run.doing == null) return { verb: "between two", name: "", since: null };
   return { verb: DOING[run.doing.kind] ?? run.doing.kind, name: run.doing.name, since: run.doing.since };
 }
 
