@@ -407,11 +407,21 @@ def test_the_keyboard_is_enough(page: Browser, upstream: PageUpstream) -> None:
     assert focused() == "question"
     order = []
     page.run("document.querySelector('.skip').focus()")
-    for _ in range(16):
+    for _ in range(17):
         press(Keys.TAB)
         order.append(focused())
     expected = [
-        *("smolgate", "new", "two", "Delete: two", "theme", "open-key", "clear", "model"),
+        *(
+            "smolgate",
+            "new",
+            "two",
+            "Delete: two",
+            "Runs on this server",
+            "theme",
+            "open-key",
+            "clear",
+            "model",
+        ),
         *(
             "Copy answer",
             "Copy as curl",
