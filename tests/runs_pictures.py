@@ -66,7 +66,7 @@ def pictures(browser: Browser, server: ServerProcess, upstream: PageUpstream) ->
             pass
     browser.show(size=(DESKTOP[0], 860))
     browser.open(server.base + "/runs")
-    browser.run("sessionStorage.setItem('smolgate-key', arguments[0])", CHIEF)
+    browser.run("sessionStorage.setItem('smolgate-key/', arguments[0])", CHIEF)
     browser.open(server.base + "/runs")
     browser.find("#ended tr")
     with asked(server, "trip-planner", "trip", metadata={"order": "A-1043"}):

@@ -60,7 +60,7 @@ def page(chromium: Browser, server: ServerProcess, upstream: PageUpstream) -> It
     upstream.says.clear()
     upstream.left.clear()
     fresh(chromium, server.base)
-    chromium.run("sessionStorage.setItem('smolgate-key', arguments[0])", CHIEF)
+    chromium.run("sessionStorage.setItem('smolgate-key/', arguments[0])", CHIEF)
     chromium.open(server.base + "/runs")
     chromium.find("#feed.live")
     yield chromium
