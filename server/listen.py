@@ -165,7 +165,7 @@ def say_what_is_missing(settings: Settings) -> None:
         )
     elif settings.upstream_base is not None and settings.token is None:
         log.warning("HF_TOKEN is not set: the upstream is called without a token")
-    if settings.unix_socket is not None or _is_loopback(settings.host):
+    if settings.unix_socket is not None or is_loopback(settings.host):
         return
     if load_keys(settings.api_keys, settings.api_keys_file):
         return
@@ -177,7 +177,7 @@ def say_what_is_missing(settings: Settings) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
