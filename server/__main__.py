@@ -28,6 +28,7 @@ COMMANDS = {
 
 def main() -> int:
     """The command: `smolgate`, or `python -m server`."""
+    os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")  # as below
     if sys.argv[1:] and (module := COMMANDS.get(sys.argv[1])) is not None:
         code: int = importlib.import_module(module).main(sys.argv[2:])
         return code

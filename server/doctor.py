@@ -60,7 +60,6 @@ BAD_FLAGS = 2
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code."""
     flags, of_server = _parser().parse_known_args(arguments)
-    os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
     hide_secret_flags()
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # as the server does: agents may lie here
@@ -78,16 +77,17 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(2, 1)
         logging.disable()
         report = Report(out, as_json=flags.json, secrets=_secrets(patient))
-        asyncio.run(examine(patient, report))
+        checks = (*CHECKS, *(PROXY_CHECKS if patient.through else ()))
+        asyncio.run(examine(patient, report, checks))
         code = report.close()
     # A thread that hangs, in a resolver or in an agent's module, must not keep the command.
     sys.stderr.flush()
     os._exit(code)
 
 
-async def examine(patient: Patient, report: Report) -> None:
+async def examine(patient: Patient, report: Report, checks: Sequence[Check]) -> None:
     """All checks, one after the other, so that none disturbs another's times."""
-    for check in (*CHECKS, *(PROXY_CHECKS if patient.through else ())):
+    for check in checks:
         try:
             async with asyncio.timeout(check.seconds):
                 async for finding in check.run(patient):

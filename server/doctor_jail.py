@@ -4,11 +4,13 @@ In: settings. Out: findings. A real jail computes, and then tries what it must n
 """
 
 import asyncio
+import os
+import socket
+import tempfile
 from collections.abc import AsyncIterator
 
 from server.doctor_report import Finding, Patient, failed, ok, warning
 from streaming.interpreters.confinement import LAYERS, JailLimits
-from streaming.interpreters.jail import JailInterpreter
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
 from streaming.interpreters.landlock import landlock_version
 from streaming.runners.daemon_pool import DaemonThreadPool
@@ -23,16 +25,16 @@ MENDS = {
     "landlock": "Linux 5.13 or newer with landlock in its list: cat /sys/kernel/security/lsm (boot parameter lsm=landlock,…)",
     "seccomp": "a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64",
 }
-# What a jail must not be able to, each a line of Python that must raise.
+# What a jail must not be able to: Python that raises OSError there. FOLDER is everybody's, PORT listens.
 ESCAPES = {
     "read /etc/passwd": "os.open('/etc/passwd', os.O_RDONLY)",
-    "write beside its folder": "os.open('/tmp/smolgate-doctor', os.O_CREAT | os.O_WRONLY)",
-    "reach the network": "socket.create_connection(('127.0.0.1', 9), 1)",
+    "write beside its folder": "os.open('FOLDER/file', os.O_CREAT | os.O_WRONLY)",
+    "reach the network": "socket.create_connection(('127.0.0.1', PORT), 1)",
     "start a program": "os.execv('/bin/true', ['true'])",
-    "fork": "os.fork()",
+    "fork": "os._exit(0) if os.fork() == 0 else None",
     "signal another process": "os.kill(os.getppid(), 0)",
 }
-HELD, ESCAPED = "held", "escaped"
+HELD = "held"
 
 
 async def check_jail(patient: Patient) -> AsyncIterator[Finding]:
@@ -104,6 +106,11 @@ async def _tried(pool: JailPool, memory_bytes: int) -> Finding:
 
 
 def _try_it(pool: JailPool, memory_bytes: int) -> tuple[str, list[str]]:
+    """What 1 + 1 is there, and which escapes did not fail."""
+    from smolagents.local_python_executor import InterpreterError
+
+    from streaming.interpreters.jail import JailInterpreter
+
     printed: list[str] = []
     jail = JailInterpreter(
         pool,
@@ -113,26 +120,38 @@ def _try_it(pool: JailPool, memory_bytes: int) -> tuple[str, list[str]]:
         step_seconds=STEP_SECONDS,
         limits=JailLimits(memory_bytes=memory_bytes),
     )
+
+    def run(code: str) -> str:
+        printed.clear()
+        try:
+            jail(code)
+        except InterpreterError as error:
+            printed.append(str(error))
+        return "".join(printed)
+
     try:
-        jail.send_tools({})
-        jail("print(1 + 1)")
-        answer = "".join(printed)
-        escaped = []
-        for name, code in ESCAPES.items():
-            printed.clear()
-            jail(_TRY.format(code=code, held=HELD, escaped=ESCAPED))
-            if "".join(printed) != HELD + "\n":
-                escaped.append(name)
+        with (
+            tempfile.TemporaryDirectory(prefix="smolgate-doctor-") as folder,
+            socket.create_server(("127.0.0.1", 0)) as listening,
+        ):
+            os.chmod(folder, 0o777)
+            port = str(listening.getsockname()[1])
+            jail.send_tools({})
+            answer = run("print(1 + 1)")
+            tried = {
+                name: run(_TRY.format(code=code.replace("FOLDER", folder).replace("PORT", port)))
+                for name, code in ESCAPES.items()
+            }
     finally:
         jail.cleanup()
-    return answer, escaped
+    return answer, [name for name, said in tried.items() if said != HELD + "\n"]
 
 
-_TRY = """
+_TRY = f"""
 import os, socket
 try:
-    {code}
-    print({escaped!r})
+    {{code}}
+    print("escaped")
 except OSError:
-    print({held!r})
+    print({HELD!r})
 """

@@ -124,17 +124,17 @@ async def check_model(
     base: str,
     options: UpstreamOptions,
     think_tags: tuple[str, ...],
-    model: str | None = None,
+    model: str,
+    most_tokens: int = MAX_TOKENS,
 ) -> AsyncIterator[Finding]:
-    """One question answered whole, one as a stream."""
-    model = model or options.models[0]
-    limit = "max_tokens"
+    """One question answered as a stream, one whole."""
+    limit = {"max_tokens": most_tokens}
     for stream in (True, False):
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 told = await _ask(session, base, model, stream=stream, limit=limit)
                 if told.status == 400 and "max_completion_tokens" in told.text:
-                    limit = "max_completion_tokens"
+                    limit = {"max_completion_tokens": most_tokens}
                     told = await _ask(session, base, model, stream=stream, limit=limit)
         except TimeoutError:
             yield failed(
@@ -166,12 +166,11 @@ class _Told:
 
 
 async def _ask(
-    session: aiohttp.ClientSession, base: str, model: str, *, stream: bool, limit: str
+    session: aiohttp.ClientSession, base: str, model: str, *, stream: bool, limit: dict[str, int]
 ) -> _Told:
     began = time.monotonic()
-    body = {"model": model, "stream": stream, limit: MAX_TOKENS} | {
-        "messages": [{"role": "user", "content": QUESTION}]
-    }
+    messages = [{"role": "user", "content": QUESTION}]
+    body = {"model": model, "stream": stream, "messages": messages} | limit
     async with session.post(f"{base}/chat/completions", json=body) as response:
         if response.status != 200 or response.content_type != "text/event-stream":
             data = await response.read()

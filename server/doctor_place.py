@@ -15,7 +15,7 @@ import aiohttp
 import server
 from server.api_keys import load_keys
 from server.doctor_report import Finding, Patient, failed, ok, warning
-from server.listen import is_loopback
+from server.listening_sockets import is_loopback
 from server.settings_table import SETTINGS
 from server.upstream_settings import BadEntry, parse_upstreams
 

@@ -16,9 +16,9 @@ import aiohttp
 import msgspec
 
 import server
+from server.arrival import EVENTS, GAP_SECONDS, Arrival
 from server.doctor_report import Finding, Patient, failed, ok, warning
-from server.listen import is_loopback
-from server.stream_check import EVENTS, GAP_SECONDS, Arrival
+from server.listening_sockets import is_loopback
 from streaming.sse_parser import SseParser
 
 ASK_SECONDS = 15.0

@@ -21,7 +21,7 @@ from server.upstream_settings import DEFAULT_NAME, UpstreamOptions
 from streaming.runners.daemon_pool import DaemonThreadPool
 
 CONNECT_SECONDS = 5.0
-EMBEDDED_SECONDS = 30.0
+EMBEDDED_SECONDS, EMBEDDED_TOKENS = 30.0, 16
 CLOCK_SECONDS = 30.0
 EXPIRY_DAYS = 14
 DAY_SECONDS = 86_400
@@ -44,7 +44,12 @@ async def _embedded(patient: Patient, options: UpstreamOptions) -> AsyncIterator
             yield ok("no upstream is set: the embedded model serves, and has started")
             async with _session(None) as session:
                 async for finding in check_model(
-                    session, embedded.base_url, options, patient.settings.think_tags
+                    session,
+                    embedded.base_url,
+                    options,
+                    patient.settings.think_tags,
+                    options.models[0],
+                    EMBEDDED_TOKENS,
                 ):
                     yield finding
     except EmbeddedUnavailable as error:

@@ -6,7 +6,6 @@ finish for `DRAIN_SECONDS`, ends them, and returns. A second signal ends the pro
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from server.app import create_app
 from server.drain import drain
 from server.http_runner import HttpRunner
 from server.keys import KEY_RING
-from server.listening_sockets import BACKLOG, UNIX_SOCKET_MODE
+from server.listening_sockets import BACKLOG, UNIX_SOCKET_MODE, is_loopback
 from server.settings import Settings
 from server.slow_clients import SlowClients
 from server.upstream_settings import BadEntry
@@ -175,10 +174,3 @@ def say_what_is_missing(settings: Settings) -> None:
         settings.host,
         settings.port,
     )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

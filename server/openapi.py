@@ -59,6 +59,11 @@ _EVENT = {
         },
     },
 }
+_PLAIN_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}},
+}
 _ASK = {"messages": [{"role": "user", "content": "What is 17 * 23?"}]}
 _EXAMPLES = {
     "agent": {"value": _ASK | {"model": "code-writing-agent"}},
@@ -165,11 +170,11 @@ def _metrics() -> dict[str, Any]:
 
 
 def _stream_check() -> dict[str, Any]:
-    operation = _own("Five events, by which a proxy shows whether it buffers", {})
+    operation = _own("A few events, by which a proxy shows whether it buffers", {})
     operation["responses"]["200"] = {
         "description": "The stream",
         "headers": _REQUEST_ID,
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _PLAIN_EVENT}},
     }
     return operation
 

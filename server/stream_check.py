@@ -1,6 +1,6 @@
 """`GET /v1/stream-check`: a short stream for whoever wants to see whether a proxy passes events on as they come.
 
-In: a request. Out: five events, a quarter of a second apart; the first says how the request arrived here: the caller's address as
+In: a request. Out: four events, a fifth of a second apart; the first says how the request arrived here: the caller's address as
 the log has it, by which version of HTTP, and what a proxy told of its own client.
 """
 
@@ -11,23 +11,10 @@ import msgspec
 from aiohttp import web
 
 import server
+from server.arrival import EVENTS, GAP_SECONDS, Arrival
 from server.client_address import client_address, is_trusted_peer
 from server.keys import REQUEST_ID, SETTINGS
 from server.sse_writer import SseWriter
-
-EVENTS, GAP_SECONDS = 5, 0.25
-
-
-class Arrival(msgspec.Struct):
-    """How a request arrived. `is_forwarded`: a proxy said for whom; `is_believed`: it may (TRUSTED_PROXIES)."""
-
-    version: str
-    http: str
-    is_kept: bool
-    address: str
-    is_forwarded: bool
-    is_believed: bool
-    max_body_bytes: int
 
 
 async def stream_check(request: web.Request) -> web.StreamResponse:
@@ -61,5 +48,4 @@ def _arrival(request: web.Request) -> Arrival:
         address=client_address(request),
         is_forwarded="X-Forwarded-For" in request.headers,
         is_believed=is_trusted_peer(request),
-        max_body_bytes=request.app[SETTINGS].max_body_bytes,
     )
