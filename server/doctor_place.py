@@ -3,6 +3,7 @@
 In: settings. Out: findings. What answers at the address is asked who it is.
 """
 
+import asyncio
 import os
 import socket
 import stat
@@ -128,7 +129,7 @@ async def check_place(patient: Patient) -> AsyncIterator[Finding]:
     """Whether the port is free, or who has it."""
     settings = patient.settings
     place = settings.unix_socket or f"{settings.host} port {settings.port}"
-    answer = await _who_answers(patient)
+    answer = await who_answers(patient)
     if answer is None:
         try:
             _try_to_listen(patient)
@@ -163,35 +164,50 @@ async def check_place(patient: Patient) -> AsyncIterator[Finding]:
         )
 
 
-async def _who_answers(patient: Patient) -> tuple[int, Any, str] | None:
+async def who_answers(patient: Patient) -> tuple[int, Any, str] | None:
     """The status and JSON of /readyz and the version where it may be known; None where nobody listens."""
-    settings = patient.settings
-    if settings.port == 0 and settings.unix_socket is None:
+    if patient.settings.port == 0 and patient.settings.unix_socket is None:
         return None
-    connector: aiohttp.BaseConnector = aiohttp.TCPConnector()
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    base = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{settings.port}"
-    if settings.unix_socket is not None:
-        connector, base = aiohttp.UnixConnector(settings.unix_socket), "http://smolgate"
-    headers = {"Authorization": f"Bearer {patient.key}"} if patient.key else {}
-    timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
-    async with aiohttp.ClientSession(
-        connector=connector, headers=headers, timeout=timeout
-    ) as session:
+    base = own_base(patient)
+    async with own_session(patient) as session:
         try:
-            async with session.get(f"{base}/readyz") as response:
+            async with asyncio.timeout(ASK_SECONDS), session.get(f"{base}/readyz") as response:
                 status, told = response.status, await _json(response)
         except aiohttp.ClientConnectorError:
             return None
         except (aiohttp.ClientError, TimeoutError):
             return 0, None, ""
         try:
-            async with session.get(f"{base}/openapi.json") as response:
+            async with (
+                asyncio.timeout(ASK_SECONDS),
+                session.get(f"{base}/openapi.json") as response,
+            ):
                 document = await _json(response) if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError):
             document = None
     version = document.get("info", {}).get("version", "") if isinstance(document, dict) else ""
     return status, told, str(version)
+
+
+def own_base(patient: Patient) -> str:
+    """Where this machine reaches the server, with `/v1`."""
+    settings = patient.settings
+    if settings.unix_socket is not None:
+        return "http://smolgate/v1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/v1"
+
+
+def own_session(patient: Patient) -> aiohttp.ClientSession:
+    """A client of the server itself, with the key that was given."""
+    path = patient.settings.unix_socket
+    connector = (
+        aiohttp.TCPConnector(force_close=True)
+        if path is None
+        else aiohttp.UnixConnector(path, force_close=True)
+    )
+    headers = {"Authorization": f"Bearer {patient.key}"} if patient.key else {}
+    return aiohttp.ClientSession(connector=connector, headers=headers)
 
 
 async def _json(response: aiohttp.ClientResponse) -> Any:

@@ -14,14 +14,16 @@ from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 
+from server.api_keys import load_keys
 from server.doctor_model import Refused, Unusable, check_model, list_models, served_model
+from server.doctor_place import own_base, own_session, who_answers
 from server.doctor_report import Finding, Patient, failed, ok, warning
 from server.embedded import INSTALL, EmbeddedUnavailable, EmbeddedUpstream
 from server.upstream_settings import DEFAULT_NAME, UpstreamOptions
 from streaming.runners.daemon_pool import DaemonThreadPool
 
 CONNECT_SECONDS = 5.0
-EMBEDDED_SECONDS, EMBEDDED_TOKENS = 30.0, 16
+EMBEDDED_SECONDS, EMBEDDED_TOKENS = 30.0, 4
 CLOCK_SECONDS = 30.0
 EXPIRY_DAYS = 14
 DAY_SECONDS = 86_400
@@ -38,25 +40,32 @@ async def check_upstreams(patient: Patient) -> AsyncIterator[Finding]:
 
 
 async def _embedded(patient: Patient, options: UpstreamOptions) -> AsyncIterator[Finding]:
+    """Asked where it runs already, else started for as long as that takes."""
+    tags, model = patient.settings.think_tags, options.models[0]
+    answer = await who_answers(patient)
+    if answer is not None and answer[0] == 200 and (patient.key or not _has_keys(patient)):
+        yield ok("no upstream is set: the running server's embedded model serves")
+        async with own_session(patient) as session:
+            base = own_base(patient)
+            async for finding in check_model(session, base, options, tags, model, EMBEDDED_TOKENS):
+                yield finding
+        return
     try:
-        async with EmbeddedUpstream() as embedded:
+        async with EmbeddedUpstream() as embedded, _session(None) as session:
             await embedded.wait_ready(EMBEDDED_SECONDS)
             yield ok("no upstream is set: the embedded model serves, and has started")
-            async with _session(None) as session:
-                async for finding in check_model(
-                    session,
-                    embedded.base_url,
-                    options,
-                    patient.settings.think_tags,
-                    options.models[0],
-                    EMBEDDED_TOKENS,
-                ):
-                    yield finding
+            base = embedded.base_url
+            async for finding in check_model(session, base, options, tags, model, EMBEDDED_TOKENS):
+                yield finding
     except EmbeddedUnavailable as error:
         yield failed(
             f"no upstream is set, and the embedded model cannot be used: {error}",
             f"Set UPSTREAM_OPENAI_BASE, or: {' && '.join(INSTALL.values())}",
         )
+
+
+def _has_keys(patient: Patient) -> bool:
+    return bool(load_keys(patient.settings.api_keys, patient.settings.api_keys_file))
 
 
 async def _upstream(patient: Patient, options: UpstreamOptions) -> AsyncIterator[Finding]:
