@@ -11,15 +11,15 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markdown import Markdown
-from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 
 from server.terminal_client import Usage
-from server.terminal_rows import Row, RowReader, printable
+from server.terminal_rows import Row, RowReader
+from server.terminal_segments import Stripped, Trimmed
 
 TICK_SECONDS = 0.1
 # A paragraph of the answer without a blank line is printed at this length.
@@ -32,18 +32,6 @@ BLANK = Row("prose", "")
 _STEP = re.compile(r"\*\*Step (\d+)\*\* \((.*)\)$")
 _ERROR = re.compile(r"\*\*Error:\*\* (.*)$")
 _LANGUAGE = re.compile(r"[\w+#.-]{1,30}$")
-
-
-class Stripped:
-    """A renderable whose text nothing but the console's own styles can colour or move."""
-
-    def __init__(self, content: RenderableType) -> None:
-        self._content = content
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for segment in console.render(self._content, options):
-            if segment.control is None:
-                yield Segment(printable(segment.text), segment.style)
 
 
 class _Paragraphs:
@@ -68,7 +56,7 @@ class _Paragraphs:
     def flush(self) -> Iterator[RenderableType | Row]:
         text, self._lines, self._characters = "\n".join(self._lines), [], 0
         if text.strip():
-            yield Markdown(text, hyperlinks=False, code_theme="ansi_dark")
+            yield Trimmed(Markdown(text, hyperlinks=False, code_theme="ansi_dark"))
             yield BLANK
 
     @property
@@ -231,5 +219,5 @@ class LiveView:
             told,
             style="reverse" if self._console.no_color else "cyan",
             no_wrap=True,
-            overflow="ellipsis",
+            overflow="crop",
         )
