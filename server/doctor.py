@@ -8,9 +8,9 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 
 from server.doctor_agents import check_agents, check_mcp_servers, check_runner
 from server.doctor_jail import check_jail
@@ -55,6 +55,7 @@ PROXY_CHECKS = (
     Check("proxy: body size", check_body_size, 20),
 )
 BAD_FLAGS = 2
+_PASSWORD = re.compile(r"://[^/@\s:]*:([^@/\s]+)@")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -146,7 +147,8 @@ def _secrets(patient: Patient) -> list[str]:
         if name in environment
     ]
     keys = [key.strip() for key in environment.get("API_KEYS", "").split(",")]
-    passwords = [urlsplit(patient.through).password] if patient.through else []
+    texts = [*environment.values(), *patient.arguments, patient.through or ""]
+    passwords = [found for text in texts for found in _PASSWORD.findall(text)]
     found = [*secrets_of(settings), *given, *keys, *passwords, patient.key, settings.token_file]
     return [secret for secret in found if secret]
 

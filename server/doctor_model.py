@@ -20,7 +20,7 @@ from streaming.sse_parser import SseParser
 from streaming.upstream_errors import error_text
 
 LIST_SECONDS = 10.0
-ANSWER_SECONDS = 40.0
+ANSWER_SECONDS = 30.0
 QUESTION = "Reply with the word yes."
 MAX_TOKENS = 200  # enough for most models to end a thought
 SHOWN_CHARACTERS = 200

@@ -30,13 +30,27 @@ DAY_SECONDS = 86_400
 
 
 async def check_upstreams(patient: Patient) -> AsyncIterator[Finding]:
-    for options in patient.settings.upstream_options():
-        if options.base is None:
-            async for finding in _embedded(patient, options):
+    """All at the same time, so that one that hangs does not take the others' time."""
+    tasks = [
+        asyncio.create_task(_findings(patient, options))
+        for options in patient.settings.upstream_options()
+    ]
+    try:
+        for task in tasks:
+            for finding in await task:
                 yield finding
-            continue
-        async for finding in _upstream(patient, options):
-            yield Finding(finding.status, f"{options.name}: {finding.found}", finding.mend)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _findings(patient: Patient, options: UpstreamOptions) -> list[Finding]:
+    if options.base is None:
+        return [finding async for finding in _embedded(patient, options)]
+    return [
+        Finding(finding.status, f"{options.name}: {finding.found}", finding.mend)
+        async for finding in _upstream(patient, options)
+    ]
 
 
 async def _embedded(patient: Patient, options: UpstreamOptions) -> AsyncIterator[Finding]:

@@ -37,7 +37,7 @@ BROKEN_PIPE = 141
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code."""
     flags = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         key = read_key(flags.api_key_file, os.environ)
@@ -81,7 +81,7 @@ def _question_of(flags: argparse.Namespace) -> str | None:
     question: str = sys.stdin.read() if flags.once is None else flags.once
     if not question.strip():
         raise ChatProblem("There is no question.", "", BAD_FLAGS)
-    return question.strip()
+    return question.strip().encode(errors="replace").decode()  # bytes that are no UTF-8
 
 
 async def _run(
@@ -94,9 +94,11 @@ async def _run(
             return 0
         make_view = _view_maker(flags, question)
         if question is None:
+            from server.terminal_prompt import history_path
             from server.terminal_session import converse
 
-            return await converse(client, flags.model, picture, make_view)
+            history = history_path(os.environ)
+            return await converse(client, flags.model, picture, make_view, history)
         return await _ask_once(client, flags.model, picture, question, make_view)
 
 

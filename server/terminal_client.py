@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 
 from server.terminal_rows import printable
+from streaming.json_codec import decode_typed, encode_json
 from streaming.sse_parser import EventTooLarge, SseParser
 
 CONNECT_SECONDS = 10.0
@@ -55,6 +56,9 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
     error: Any = None
+
+
+_CHUNKS = msgspec.json.Decoder(_Chunk)
 
 
 class Piece(msgspec.Struct):
@@ -106,7 +110,7 @@ class ChatClient:
         with _in_words(self.place):
             async with self._session.post(
                 f"{self._base}/chat/completions",
-                data=msgspec.json.encode(body),
+                data=encode_json(body),
                 headers={"Content-Type": "application/json", "X-On-Disconnect": "cancel"},
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS
@@ -172,8 +176,8 @@ async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[Piece]:
 def _piece(data: bytes) -> Piece:
     """Raises ChatProblem for an error event, and for what is none of OpenAI's."""
     try:
-        chunk = msgspec.json.decode(data, type=_Chunk)
-    except msgspec.DecodeError:
+        chunk = decode_typed(_CHUNKS, data)
+    except (ValueError, msgspec.DecodeError):
         raise ChatProblem("The server sent what is no chat chunk.") from None
     if chunk.error is not None:
         raise ChatProblem(_said(chunk.error))

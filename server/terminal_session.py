@@ -4,7 +4,6 @@ A server that is not there, or goes, is said once and waited for; a question tha
 """
 
 import asyncio
-import os
 import shlex
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,7 +18,7 @@ from server.terminal_conversation import (
     read_picture,
 )
 from server.terminal_plain import say_plainly
-from server.terminal_prompt import Prompt, history_path
+from server.terminal_prompt import Prompt
 
 RETRY_SECONDS = 1.0
 
@@ -32,7 +31,11 @@ Ctrl-C       stops a reply; twice, or here, leaves"""
 
 
 async def converse(
-    client: ChatClient, model: str | None, picture: str | None, make_view: Callable[[], View]
+    client: ChatClient,
+    model: str | None,
+    picture: str | None,
+    make_view: Callable[[], View],
+    history: Path,
 ) -> int:
     """Returns the exit code. Raises ChatProblem where the server cannot be used at all."""
     models = await _reach(client)
@@ -41,7 +44,7 @@ async def converse(
     if model is not None and model not in [known.id for known in models]:
         print(f"The server does not list {model!r}; /models says what there is.")
     print(f"{conversation.model} at {client.place}. /help says what can be typed.")
-    with Prompt(history_path(os.environ)) as prompt:
+    with Prompt(history) as prompt:
         return await _Session(client, conversation, make_view).serve(prompt)
 
 

@@ -224,7 +224,7 @@ async def test_in_a_pipe_the_answer_is_stdout_and_reasoning_stderr(
     assert (told.returncode, told.stdout) == (0, "It is **391**.\n")
     assert "multiplying" in told.stderr
     assert "What is\n17 * 23?" in str(upstream.bodies()[-1]["messages"][-1]).replace("\\n", "\n")
-    told = await asyncio.to_thread(piped, *at(gateway)[1:], "--once", "hi", "--no-reasoning")
+    told = await asyncio.to_thread(piped, *at(gateway)[1:], "--once", "\udcff", "--no-reasoning")
     assert (told.returncode, told.stdout, told.stderr) == (0, "It is **391**.\n", "")
     upstream.handler = raw_reply([b"{}"], "application/json", 400)
     told = await asyncio.to_thread(piped, *at(gateway)[1:], "--once", "hi", "--no-reasoning")
@@ -236,7 +236,7 @@ async def test_a_reply_that_breaks_off_is_a_failure(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
     gateway = await make_gateway()
-    head = b'data: {"id":"u","choices":[{"index":0,"delta":{"content":"half"}}]}\n\n'
+    head = b'data: {"id":"u","choices":[{"index":0,"delta":{"content":"half\\ud83d"}}]}\n\n'
     upstream.handler = raw_reply([head])
     told = await asyncio.to_thread(piped, *at(gateway)[1:], "--model", "up/model", "--once", "hi")
     assert (told.returncode, told.stdout) == (1, "half\n")
