@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,12 @@ async def test_what_a_worker_counted_outlives_it(upstream: FakeUpstream) -> None
 async def replaced(server: ServerProcess, old: list[Path]) -> None:
     """Two new workers serve, and the old ones are gone."""
     await until(lambda: len(server.sockets()) == 2 and not {*old} & {*server.sockets()}, 60)
+    await until(lambda: all(map(listens, server.sockets())), 60)
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 async def look(session: aiohttp.ClientSession) -> None:
