@@ -29,8 +29,8 @@ from server.secret_flags import hide_secret_flags
 from server.setting_values import SECRETS, BadSetting
 from server.settings import Settings, make_settings, read_settings, secrets_of
 from server.settings_table import SETTINGS
-from server.terminal_chat import read_key
-from server.terminal_client import ChatProblem
+from server.terminal_chat import BROKEN_PIPE, read_key
+from server.terminal_client import BAD_FLAGS, INTERRUPTED, ChatProblem
 from server.terminal_plain import say_plainly
 
 CHECKS = (
@@ -54,7 +54,6 @@ PROXY_CHECKS = (
     Check("proxy: stream", check_stream, 20),
     Check("proxy: body size", check_body_size, 20),
 )
-BAD_FLAGS = 2
 _PASSWORD = re.compile(r"://[^/@\s:]*:([^@/\s]+)@")
 
 
@@ -79,8 +78,13 @@ def main(arguments: Sequence[str]) -> int:
         logging.disable()
         report = Report(out, as_json=flags.json, secrets=_secrets(patient))
         checks = (*CHECKS, *(PROXY_CHECKS if patient.through else ()))
-        asyncio.run(examine(patient, report, checks))
-        code = report.close()
+        try:
+            asyncio.run(examine(patient, report, checks))
+            code = report.close()
+        except KeyboardInterrupt:
+            os._exit(INTERRUPTED)
+        except BrokenPipeError:  # nobody reads on
+            os._exit(BROKEN_PIPE)
     # A thread that hangs, in a resolver or in an agent's module, must not keep the command.
     sys.stderr.flush()
     os._exit(code)
@@ -96,6 +100,8 @@ async def examine(patient: Patient, report: Report, checks: Sequence[Check]) -> 
         except TimeoutError:
             said = f"it was not over after {check.seconds:g} s"
             report.add(check.name, failed(said, "Something hangs here: look at what it waits for."))
+        except BrokenPipeError:
+            raise
         except Exception as error:  # noqa: BLE001 - told as a finding
             said = f"the check itself failed: {type(error).__name__}: {error}"
             report.add(check.name, failed(said, "Tell the maintainers."))
@@ -119,20 +125,16 @@ def read_what_works(
 def _leave_out(error: str, arguments: list[str], variables: dict[str, str]) -> bool:
     """Take out the setting that an error begins with; False where that is none."""
     for setting in SETTINGS:
-        if error.startswith(setting.flag):
-            for at, argument in enumerate(arguments):
-                if argument == setting.flag or argument.startswith(f"{setting.flag}="):
-                    del arguments[at : at + (1 if "=" in argument else 2)]
-                    return True
-        for name in setting.names:
-            # Names may begin alike; what follows one in an error is a blank or a place in it.
-            if error.startswith((f"{name} ", f"{name}[", f"{name}.")):
-                given = [
-                    at for at, word in enumerate(arguments) if word.split("=")[0] == setting.flag
-                ]
-                for at in reversed(given):
-                    del arguments[at : at + (1 if "=" in arguments[at] else 2)]
-                return variables.pop(name, None) is not None or bool(given)
+        for name in (setting.flag, *setting.names):
+            # Names may begin alike: what follows one in an error is a blank, or a place in it.
+            if not error.startswith((f"{name} ", f"{name}[", f"{name}.")):
+                continue
+            given = [at for at, word in enumerate(arguments) if word.split("=")[0] == setting.flag]
+            for at in reversed(given):
+                del arguments[at : at + (1 if "=" in arguments[at] else 2)]
+            if given or name == setting.flag:
+                return bool(given)
+            return variables.pop(name, None) is not None
     return False
 
 

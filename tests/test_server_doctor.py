@@ -177,6 +177,36 @@ async def test_a_check_that_hangs_or_breaks_stops_no_other(tmp_path: Path) -> No
     assert told["findings"][2]["found"].endswith("ZeroDivisionError: of (hidden)")
 
 
+def test_settings_that_cannot_work_are_left_out_one_by_one() -> None:
+    arguments = ["--jail", "off", "--jail-memory-bytes", "few", "--max-queued=many", "--port", "7"]
+    variables = {"MAX_RUNNING": "0", "AGENT_MODEL": "m", "WARM_JAILS": "3"}
+    settings, errors = read_what_works(arguments, variables)
+    assert [error.split()[0] for error in sorted(errors)] == [
+        "--jail-memory-bytes",
+        "--max-queued",
+        "AGENT_MODEL",
+        "MAX_RUNNING",
+    ]
+    assert (settings.jail, settings.port, settings.warm_jails) == ("off", 7, 3)
+    assert settings.embedded
+
+
+def test_nobody_reads_on() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "doctor"],
+        cwd=ROOT,
+        env=environment(UPSTREAM_OPENAI_BASE="http://127.0.0.1:1/v1", JAIL="off"),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 # Upstreams.
 
 
