@@ -22,7 +22,7 @@ from server.doctor_place import (
     check_settings,
     check_silence,
 )
-from server.doctor_proxy import check_body_size, check_proxy, check_stream
+from server.doctor_proxy import check_through
 from server.doctor_report import Check, Patient, Report, failed
 from server.doctor_upstreams import check_upstreams
 from server.secret_flags import hide_secret_flags
@@ -49,11 +49,7 @@ CHECKS = (
     Check("jail", check_jail, 30),
     Check("runner", check_runner, 30),
 )
-PROXY_CHECKS = (
-    Check("proxy", check_proxy, 20),
-    Check("proxy: stream", check_stream, 20),
-    Check("proxy: body size", check_body_size, 20),
-)
+PROXY_CHECK = Check("proxy", check_through, 50)
 _PASSWORD = re.compile(r"://[^/@\s:]*:([^@/\s]+)@")
 
 
@@ -77,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(2, 1)
         logging.disable()
         report = Report(out, as_json=flags.json, secrets=_secrets(patient))
-        checks = (*CHECKS, *(PROXY_CHECKS if patient.through else ()))
+        checks = (*CHECKS, PROXY_CHECK) if patient.through else CHECKS
         try:
             asyncio.run(examine(patient, report, checks))
             code = report.close()

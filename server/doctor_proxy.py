@@ -28,6 +28,17 @@ BUFFERED = (
 UNBUFFER = "proxy_buffering off; gzip off; in every nginx on the way (nginx -T | grep -nE 'buffering|gzip|X-Accel'); see deploy/nginx/smolgate.conf"
 
 
+async def check_through(patient: Patient) -> AsyncIterator[Finding]:
+    """All of it, as far as it is reached."""
+    is_reached = True
+    async for finding in check_proxy(patient):
+        is_reached = is_reached and finding.status != "failed"
+        yield finding
+    for check in (check_stream, check_body_size) if is_reached else ():
+        async for finding in check(patient):
+            yield finding
+
+
 async def check_proxy(patient: Patient) -> AsyncIterator[Finding]:
     """Whether a smolgate answers behind it, and request ids come through."""
     base = _base(patient)
@@ -227,8 +238,8 @@ def _unreached(error: Exception, place: str) -> Finding:
             )
         case aiohttp.ClientSSLError() | ssl.SSLError():
             return failed(f"{place} speaks no TLS", "listen 443 ssl, or http:// in --through")
-        case aiohttp.InvalidURL():
-            return failed(f"--through is no address: {place}", "https://host/v1")
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
+            return failed("--through is no address", "https://host/v1")
         case TimeoutError():
             return failed(
                 f"{place} does not answer in time", "A firewall? See the proxy's error log."

@@ -249,7 +249,7 @@ def _problem(error: Exception, place: str) -> ChatProblem:
                 "Start one (smolgate, or make run), or name it: --base-url URL",
                 UNREACHABLE,
             )
-        case aiohttp.InvalidURL():
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
             return ChatProblem(f"This is no address: {place}", "Look at --base-url.", UNREACHABLE)
         case TimeoutError():
             return ChatProblem(

@@ -26,7 +26,7 @@ from bench.relay_servers import free_port
 from server.doctor import examine, read_what_works
 from server.doctor_jail import check_jail
 from server.doctor_place import check_keys
-from server.doctor_proxy import check_body_size, check_proxy, check_stream
+from server.doctor_proxy import check_through
 from server.doctor_report import Check, Finding, Patient, Report, ok
 from server.doctor_upstreams import check_upstreams
 from server.settings import make_settings
@@ -422,8 +422,7 @@ async def test_keys_that_others_may_read_or_change(tmp_path: Path) -> None:
 async def through(base: str, **settings: Any) -> dict[str, Finding]:
     """What the checks of a proxy find, by the first words."""
     who = Patient(make_settings(**settings), {}, through=f"{base}/v1")
-    checks = (check_proxy, check_stream, check_body_size)
-    findings = [finding for check in checks for finding in await all_of(check, who)]
+    findings = await all_of(check_through, who)
     return {" ".join(finding.found.split()[:3]): finding for finding in findings}
 
 
@@ -459,12 +458,12 @@ async def test_the_shipped_site_is_well(tmp_path: Path) -> None:
         _, report, _ = await asyncio.to_thread(
             doctor, *flags, *through_it, **values, SMOLGATE_API_KEY="sg-right"
         )
-        told = [each for each in report["findings"] if each["check"].startswith("proxy")]
+        told = [each for each in report["findings"] if each["check"] == "proxy"]
         assert {each["status"] for each in told} == {"ok"}, told
         assert len(told) == 6
         assert "smolgate 0.1.0 answers at" in of(report, "place")[0]["found"]
         _, report, _ = await asyncio.to_thread(doctor, *flags, *through_it, **values)
-        assert "wants an API key" in of(report, "proxy: stream", "failed")[0]["found"]
+        assert "wants an API key" in of(report, "proxy", "failed")[0]["found"]
 
 
 async def test_a_server_behind_no_proxy_or_none_at_all(make_gateway: MakeGateway) -> None:
@@ -472,5 +471,11 @@ async def test_a_server_behind_no_proxy_or_none_at_all(make_gateway: MakeGateway
     found = await through(gateway.base)
     assert found["events arrive one"].status == "ok"
     assert found["the server takes"].status == "warning"
-    found = await through(f"http://127.0.0.1:{free_port()}")
-    assert found["nobody answers at"].status == "failed"
+    for base, said in (
+        (f"http://127.0.0.1:{free_port()}", "nobody answers at"),
+        ("ftp://x", "--through is no"),
+        ("https" + gateway.base.removeprefix("http"), "127.0.0.1"),
+    ):
+        ((found_words, finding),) = (await through(base)).items()
+        assert found_words.startswith(said)
+        assert finding.status == "failed"

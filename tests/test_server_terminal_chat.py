@@ -291,6 +291,8 @@ async def test_a_server_that_is_not_there_is_said_and_waited_for() -> None:
     told = await asyncio.to_thread(piped, "--base-url", base, "--once", "hi")
     assert (told.returncode, told.stdout) == (3, "")
     assert told.stderr.splitlines()[0] == f"smolgate: No server answers at {base}."
+    told = await asyncio.to_thread(piped, "--base-url", "ftp://x/v1", "--once", "hi")
+    assert (told.returncode, told.stderr[:31]) == (3, "smolgate: This is no address: f")
     async with terminal("chat", "--base-url", base) as shown:
         await shown.see("Waiting for it")
         with server_process("--port", str(port)):
