@@ -89,22 +89,23 @@ class LiveView:
 
     def __exit__(self, *_: object) -> None:
         """What is held back is printed, and the status goes."""
-        self._take_answer(self._answer.flush() if self._has_answer else self._no_rows())
-        self._printed += self._paragraphs.flush()
+        if self._has_answer:
+            self._take_answer(self._answer.flush())
+            self._printed += self._paragraphs.flush()
+        else:
+            self._take_reasoning(self._reasoning.flush())
         self._print()
         self._live.update(Text(), refresh=True)
         self._live.stop()
 
     def reasoning(self, text: str) -> None:
         self._characters += len(text)
-        for row in self._reasoning.feed(text):
-            self._note(row)
+        self._take_reasoning(self._reasoning.feed(text))
 
     def answer(self, text: str) -> None:
         if not self._has_answer:
             self._has_answer = True
-            for row in self._reasoning.flush():
-                self._note(row)
+            self._take_reasoning(self._reasoning.flush())
             self._printed.append(BLANK)
         self._characters += len(text)
         self._take_answer(self._answer.feed(text))
@@ -127,20 +128,16 @@ class LiveView:
         shown = filter(None, (self._partial(), self._status()))
         self._live.update(Stripped(Group(*shown)), refresh=True)
 
-    def _no_rows(self) -> list[Row]:
-        for row in self._reasoning.flush():
-            self._note(row)
-        return []
-
     def _take_answer(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._printed += self._paragraphs.feed(row)
 
-    def _note(self, row: Row) -> None:
-        if found := _STEP.match(row.text) if row.kind == "prose" else None:
-            self._step = int(found[1])
-        if self._shows_reasoning:
-            self._printed.append(row)
+    def _take_reasoning(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if found := _STEP.match(row.text) if row.kind == "prose" else None:
+                self._step = int(found[1])
+            if self._shows_reasoning:
+                self._printed.append(row)
 
     def _print(self) -> None:
         parts, self._printed = self._printed, []
