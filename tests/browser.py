@@ -158,8 +158,8 @@ class Browser:
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """Raises Unavailable where there is no Chromium and none can be installed."""
+    driver_path = program_path("chromedriver", "chromium-driver")  # brings the browser, too
     binary = program_path("chromium", "chromium")
-    driver_path = program_path("chromedriver", "chromium-driver")
     options = ChromeOptions()
     options.binary_location = binary
     for flag in (*FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else [])):
