@@ -69,6 +69,7 @@ def allow_metrics(request: web.Request) -> None:
 
 def _is_open(request: web.Request) -> bool:
     path = request.path
-    if path in OPEN_PATHS or path in request.app[OPEN_FILES]:
+    resource = request.match_info.route.resource
+    if path in OPEN_PATHS or (resource and resource.canonical in request.app[OPEN_FILES]):
         return True
     return path in METRICS_PATHS and request.app[SETTINGS].metrics_public
