@@ -97,7 +97,7 @@ class Browser:
         """The result of a command of Chrome's own protocol."""
         return self.driver.execute_cdp_cmd(command, parameters)
 
-    def wait(self, condition: Callable[[], T | None], what: str = "", seconds: float = 30) -> T:
+    def wait(self, condition: Callable[[], T | None], what: str = "", seconds: float = 60) -> T:
         """Wait until it holds; returns what it gave."""
 
         def said(_: object) -> T | None:
