@@ -82,6 +82,9 @@ def allow_operator(request: web.Request) -> None:
 
 def _is_open(request: web.Request) -> bool:
     path = request.path
-    if path in OPEN_PATHS or path in request.app[OPEN_FILES] or asks_for_page(request):
+    resource = request.match_info.route.resource
+    if path in OPEN_PATHS or (resource and resource.canonical in request.app[OPEN_FILES]):
+        return True
+    if asks_for_page(request):
         return True
     return path in METRICS_PATHS and request.app[SETTINGS].metrics_public

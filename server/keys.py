@@ -55,7 +55,7 @@ RELAYS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("relays", set)
 
 KEY_RING: web.AppKey[KeyRing] = web.AppKey("key_ring", KeyRing)
 
-# The paths of pages and what they load, which hold no secrets.
+# The resources of pages and what they load, which hold no secrets, by their canonical paths.
 OPEN_FILES: web.AppKey[set[str]] = web.AppKey("open_files", set)
 
 REQUEST_COUNTS: web.AppKey[RequestCounts] = web.AppKey("request_counts", RequestCounts)

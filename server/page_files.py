@@ -3,17 +3,23 @@
 In: the files of `server/page/`. Out: routes for them. They hold no secrets and are open also where keys are
 set; what a page then asks for needs a key like any other request. Their links are relative, so that they
 work below a path of a proxy's, too.
+
+A page is asked for each time, and names the version of what it loads in their paths: that is kept for good, so
+that a reload is one request (a proxy may count them) and nobody runs half of an upgrade.
 """
 
 import hashlib
+from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from server.keys import OPEN_FILES
 
 INDEX = "index.html"
 FOLDER = "/page/"
+VERSION_DIGITS = 16
 CONTENT_TYPES = {
     "html": "text/html",
     "css": "text/css",
@@ -42,9 +48,11 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Asked for anew each time, answered 304: after an upgrade nobody runs half of each.
-    "Cache-Control": "no-cache",
 }
+KEPT = "public, max-age=31536000, immutable"
+ASKED_ANEW = "no-cache"
+# Another version, while workers of two are there: it must not be kept under its name.
+NOT_KEPT = "no-store"
 
 
 class PageFile:
@@ -66,19 +74,51 @@ class PageFile:
                 charset="utf-8",
                 headers=HEADERS,
             )
+        response.headers["Cache-Control"] = _caching(request.match_info.get("version"))
         response.etag = self._etag
         return response
 
 
 def page_file(name: str) -> PageFile:
-    """A file of `server/page/`."""
-    return PageFile(name, resources.files("server").joinpath("page", name).read_bytes())
+    """A file of `server/page/`; a page leads to this version of what it loads."""
+    body = _folder().joinpath(name).read_bytes()
+    if name.endswith(".html"):
+        body = body.replace(b'"page/', b'"page/%s/' % _version().encode())
+    return PageFile(name, body)
 
 
 def serve_page(app: web.Application) -> None:
     """Serve the page at `/`, and below `/page/` all that it and other pages load."""
-    files = resources.files("server").joinpath("page").iterdir()
-    assets = {FOLDER + file.name: file.name for file in files if not file.name.endswith(".html")}
-    for path, name in {"/": INDEX, **assets}.items():
-        app.router.add_get(path, page_file(name).send)  # HEAD, too
-        app[OPEN_FILES].add(path)
+    _serve(app, "/", page_file(INDEX))
+    for name in sorted(file.name for file in _folder().iterdir()):
+        if not name.endswith(".html"):
+            file = page_file(name)
+            _serve(app, FOLDER + name, file)
+            _serve(app, f"{FOLDER}{{version:[0-9a-f]{{{VERSION_DIGITS}}}}}/{name}", file)
+
+
+def _serve(app: web.Application, path: str, file: PageFile) -> None:
+    resource = app.router.add_resource(path)
+    resource.add_route(hdrs.METH_GET, file.send)
+    resource.add_route(hdrs.METH_HEAD, file.send)
+    app[OPEN_FILES].add(resource.canonical)
+
+
+def _caching(version: str | None) -> str:
+    if version is None:
+        return ASKED_ANEW
+    return KEPT if version == _version() else NOT_KEPT
+
+
+@cache
+def _version() -> str:
+    """Changes with any of the files."""
+    digest = hashlib.sha256()
+    for file in sorted(_folder().iterdir(), key=lambda file: file.name):
+        body = file.read_bytes()
+        digest.update(f"{file.name} {len(body)} ".encode() + body)
+    return digest.hexdigest()[:VERSION_DIGITS]
+
+
+def _folder() -> Traversable:
+    return resources.files("server").joinpath("page")

@@ -97,7 +97,7 @@ class Browser:
         """The result of a command of Chrome's own protocol."""
         return self.driver.execute_cdp_cmd(command, parameters)
 
-    def wait(self, condition: Callable[[], T | None], what: str = "", seconds: float = 30) -> T:
+    def wait(self, condition: Callable[[], T | None], what: str = "", seconds: float = 60) -> T:
         """Wait until it holds; returns what it gave."""
 
         def said(_: object) -> T | None:
@@ -158,8 +158,8 @@ class Browser:
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """Raises Unavailable where there is no Chromium and none can be installed."""
+    driver_path = program_path("chromedriver", "chromium-driver")  # brings the browser, too
     binary = program_path("chromium", "chromium")
-    driver_path = program_path("chromedriver", "chromium-driver")
     options = ChromeOptions()
     options.binary_location = binary
     for flag in (*FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else [])):

@@ -20,6 +20,9 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 from server_process import ServerProcess, server_process
 
+# Chromium may have to be installed first, which is bounded where it is done.
+pytestmark = pytest.mark.timeout(120, func_only=True)
+
 MODEL = "up/model"
 AGENT = "code-writing-agent"
 LONG_TASK_MS = 100

@@ -50,10 +50,11 @@ export class Conversation {
   // Show one that was kept, or a new one.
   async show(conversation) {
     this.shown = conversation;
+    const live = new Map(this.#live); // one that ends meanwhile is newer than what is read
     const turns = conversation ? await this.#store.turns(conversation.id) : [];
     if (this.shown !== conversation) return;
-    this.#turns = turns.map((turn) => this.#live.get(turn.id)?.turn ?? this.#mended(turn));
-    this.#list.replaceChildren(...this.#turns.map((turn) => this.#live.get(turn.id)?.view.element ?? this.#kept(turn)));
+    this.#turns = turns.map((turn) => live.get(turn.id)?.turn ?? this.#mended(turn));
+    this.#list.replaceChildren(...this.#turns.map((turn) => live.get(turn.id)?.view.element ?? this.#kept(turn)));
     this.#follows = true;
     this.#follow();
     this.#context.changed();

@@ -1,17 +1,13 @@
 // A request → what does the same in a shell, and in Python. The key is left to the environment.
 
-const END = "END_OF_REQUEST";
-
 export function asCurl(base, request, needsKey) {
-  const body = JSON.stringify(request, null, 2);
-  // No line of indented JSON is just this word, but a shell's here-document must not rest on that.
-  const end = body.split("\n").includes(END) ? `${END}_2` : END;
   const key = needsKey ? ` \\\n  -H "Authorization: Bearer $OPENAI_API_KEY"` : "";
+  // A here-document, since an image is longer than an argument may be; no line of JSON is its end.
   return `curl -N ${quoted(`${base}/chat/completions`)} \\
   -H 'Content-Type: application/json'${key} \\
-  --data-binary @- <<'${end}'
-${body}
-${end}
+  --data-binary @- <<'END_OF_REQUEST'
+${JSON.stringify(request, null, 2)}
+END_OF_REQUEST
 `;
 }
 
