@@ -54,7 +54,7 @@ class Presence:
         self._lease_seconds = lease_seconds
         self._days = days
         self._max_bytes = max_bytes
-        self._held: dict[str, Callable[[], None]] = {}
+        self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._arriving = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -105,13 +105,15 @@ class Presence:
         await self.store.create(record, replace=replace, most=most)
 
     @contextmanager
-    def holding(self, record_id: str, on_cancel: Callable[[], None]) -> Iterator[None]:
-        """While inside, `on_cancel` is called (again and again) once somebody wants the record cancelled."""
-        self._held[record_id] = on_cancel
+    def holding(self, record_id: str, run: str, on_cancel: Callable[[], None]) -> Iterator[None]:
+        """While inside, `on_cancel` is called, again and again, once the record is to be cancelled, or is no
+        longer its run's: deleted, replaced, or taken for lost.
+        """
+        held = self._held[record_id] = run, on_cancel
         try:
             yield
         finally:
-            if self._held.get(record_id) is on_cancel:
+            if self._held.get(record_id) is held:
                 del self._held[record_id]
 
     async def _renew(self) -> None:
@@ -136,11 +138,14 @@ class Presence:
     async def _look_for_cancels(self) -> None:
         while True:
             await asyncio.sleep(CANCEL_POLL_SECONDS)
-            if not self._held:
+            held = dict(self._held)
+            if not held:
                 continue
             with _said(self.store):
-                for record_id in await self.store.cancels(self.id):
-                    if (on_cancel := self._held.get(record_id)) is not None:
+                heads = await self.store.heads(list(held))
+                for record_id, (run, on_cancel) in held.items():
+                    head = heads.get(record_id)
+                    if head is None or head.run != run or head.cancel_asked:
                         on_cancel()
 
     async def _sweep(self) -> None:

@@ -3,9 +3,9 @@
 In: records, their events, conversations, leases, claims. Out: the same, for whoever has the right to them, in any
 process over the same store. `stores/` implements it; `store_watch.py` says when a record has changed.
 
-    records         create → append* → finish; update, get, events, records, delete, ask_cancel
+    records         create → append* → finish; update, get, heads, events, records, delete, ask_cancel
     conversations   create_conversation, get_, update_, delete_; add_items, items, get_item, delete_item
-    front ends      heartbeat, leave, front_end; cancels (asked of mine), adopt_lost (of those that are gone)
+    front ends      heartbeat, leave, front_end; adopt_lost (records of those that are gone)
     claims          claim, owner_of: which front end has this wish's run, or waits for this call's result
     keys            use_key: requests and tokens, of all front ends together
     keeping         sweep, numbers
@@ -90,6 +90,24 @@ class Record(msgspec.Struct, kw_only=True):
     @property
     def active(self) -> bool:
         return self.ended is None
+
+
+class Head(NamedTuple):
+    """What changes of a record. One that was replaced has another `created`, one that was adopted another `run`."""
+
+    created: float
+    run: str
+    status: str
+    next_sequence: int
+    cancel_asked: bool
+    ended: float | None
+
+
+class Page(NamedTuple):
+    """Numbered events, and the record's head at the same moment; None where the owner has no such record."""
+
+    head: Head | None
+    events: list[tuple[int, bytes]]
 
 
 class Conversation(msgspec.Struct, kw_only=True):
@@ -190,13 +208,13 @@ class Store(ABC):
     async def get(self, record_id: str, owner: str) -> Record | None: ...
 
     @abstractmethod
-    async def heads(self, record_ids: Sequence[str]) -> dict[str, tuple[int, str]]:
-        """Next sequence number and status of those that are there."""
+    async def heads(self, record_ids: Sequence[str]) -> dict[str, Head]:
+        """Of those that are there, whoever owns them."""
 
     @abstractmethod
     async def events(
         self, record_id: str, owner: str, start: int, limit_bytes: int = EVENTS_LIMIT_BYTES
-    ) -> list[tuple[int, bytes]]:
+    ) -> Page:
         """Events from number `start` on: at least one where there is one, then up to the limit."""
 
     @abstractmethod
@@ -210,7 +228,7 @@ class Store(ABC):
 
     @abstractmethod
     async def ask_cancel(self, record_id: str, owner: str) -> Record | None:
-        """Note the wish, which the record's front end sees in `cancels`; the record as it is now."""
+        """Note the wish, which the record's front end sees in its head; the record as it is now."""
 
     # --- conversations
 
@@ -263,10 +281,6 @@ class Store(ABC):
     @abstractmethod
     async def front_end(self, front_end_id: str) -> FrontEnd | None:
         """Where it is, if it lives."""
-
-    @abstractmethod
-    async def cancels(self, front_end_id: str) -> Sequence[str]:
-        """Its active records that somebody wants cancelled, or that are no longer its own."""
 
     @abstractmethod
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:

@@ -7,13 +7,14 @@ that are watched, while anybody watches. Out: waiters that wake.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from streaming.failures import SmolgateError
 
 # How late a change in another process is seen.
 POLL_SECONDS = 0.1
 
-Heads = Callable[[Sequence[str]], Awaitable[dict[str, tuple[int, str]]]]
+Heads = Callable[[Sequence[str]], Awaitable[dict[str, Any]]]
 
 
 class Watch:
@@ -48,7 +49,7 @@ class RecordWatches:
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
         self._watches: dict[str, set[Watch]] = {}
-        self._known: dict[str, tuple[int, str] | None] = {}
+        self._known: dict[str, Any] = {}
         self._polling: asyncio.Task[None] | None = None
 
     def watch(self, record_id: str) -> Watch:

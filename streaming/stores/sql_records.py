@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
-from streaming.store import AlreadyStored, OverLimit, Record, RecordGone, StoreNumbers
+from streaming.store import AlreadyStored, Head, OverLimit, Page, Record, RecordGone, StoreNumbers
 from streaming.stores.sql_schema import SqlConnection
 
 _COLUMNS = (
     "id, owner, kind, run, front_end, status, created, ended, next_sequence, cancel_asked, previous, "
     "conversation, body"
 )
+_HEAD = "created, run, status, next_sequence, cancel_asked, ended"
 # What a row takes besides its contents, roughly.
 ROW_BYTES = 256
 
@@ -116,24 +117,21 @@ def get(db: SqlConnection, record_id: str, owner: str) -> Record | None:
     return _record(found[0]) if found else None
 
 
-def heads(db: SqlConnection, record_ids: Sequence[str]) -> dict[str, tuple[int, str]]:
-    heads: dict[str, tuple[int, str]] = {}
+def heads(db: SqlConnection, record_ids: Sequence[str]) -> dict[str, Head]:
+    heads: dict[str, Head] = {}
     for begin in range(0, len(record_ids), 500):
         some = record_ids[begin : begin + 500]
         places = ", ".join("?" * len(some))
-        found = db.rows(
-            f"SELECT id, next_sequence, status FROM records WHERE id IN ({places})", *some
-        )
-        heads |= {row[0]: (int(row[1]), row[2]) for row in found}
+        found = db.rows(f"SELECT id, {_HEAD} FROM records WHERE id IN ({places})", *some)
+        heads |= {row[0]: _head(row[1:]) for row in found}
     return heads
 
 
-def events(
-    db: SqlConnection, record_id: str, owner: str, start: int, limit_bytes: int
-) -> list[tuple[int, bytes]]:
-    if not db.rows("SELECT 1 FROM records WHERE id = ? AND owner = ?", record_id, owner):
-        return []
-    found: list[tuple[int, bytes]] = []
+def events(db: SqlConnection, record_id: str, owner: str, start: int, limit_bytes: int) -> Page:
+    head = db.rows(f"SELECT {_HEAD} FROM records WHERE id = ? AND owner = ?", record_id, owner)
+    if not head:
+        return Page(None, [])
+    page = Page(_head(head[0]), [])
     while limit_bytes > 0:
         rows = db.rows(
             "SELECT first, last, data FROM events WHERE record = ? AND last >= ? ORDER BY last LIMIT 64",
@@ -142,14 +140,14 @@ def events(
         for first, last, data in rows:
             for number, event in enumerate(_decode(data), first):
                 if number >= start:
-                    found.append((number, event))
+                    page.events.append((number, event))
                     limit_bytes -= len(event)
                     if limit_bytes <= 0:
-                        return found
+                        return page
             start = last + 1
         if len(rows) < 64:
             break
-    return found
+    return page
 
 
 def delete(db: SqlConnection, record_id: str, owner: str) -> bool:
@@ -231,6 +229,11 @@ def numbers(db: SqlConnection) -> StoreNumbers:
 
 def gone() -> RecordGone:
     return RecordGone("It was deleted, replaced, or has ended.")
+
+
+def _head(row: tuple[Any, ...]) -> Head:
+    created, run, status, next_sequence, cancel_asked, ended = row
+    return Head(created, run, status, next_sequence, bool(cancel_asked), ended)
 
 
 def _drop(db: SqlConnection, record_ids: Sequence[str]) -> None:

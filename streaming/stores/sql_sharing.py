@@ -39,14 +39,6 @@ def front_end(db: SqlConnection, front_end_id: str) -> FrontEnd | None:
     )
 
 
-def cancels(db: SqlConnection, front_end_id: str) -> list[str]:
-    found = db.rows(
-        "SELECT id FROM records WHERE front_end = ? AND ended IS NULL AND cancel_asked = 1",
-        front_end_id,
-    )
-    return [row[0] for row in found]
-
-
 def claim(
     db: SqlConnection,
     thing: bytes,

@@ -13,7 +13,9 @@ from streaming.store import (
     EVENTS_LIMIT_BYTES,
     Conversation,
     FrontEnd,
+    Head,
     KeyUse,
+    Page,
     Record,
     Store,
     StoreFailed,
@@ -93,12 +95,12 @@ class SqlStore(Store):
     async def get(self, record_id: str, owner: str) -> Record | None:
         return await self._read(lambda db: sql_records.get(db, record_id, owner))
 
-    async def heads(self, record_ids: Sequence[str]) -> dict[str, tuple[int, str]]:
+    async def heads(self, record_ids: Sequence[str]) -> dict[str, Head]:
         return await self._read(lambda db: sql_records.heads(db, record_ids))
 
     async def events(
         self, record_id: str, owner: str, start: int, limit_bytes: int = EVENTS_LIMIT_BYTES
-    ) -> list[tuple[int, bytes]]:
+    ) -> Page:
         return await self._read(
             lambda db: sql_records.events(db, record_id, owner, start, limit_bytes)
         )
@@ -172,9 +174,6 @@ class SqlStore(Store):
 
     async def front_end(self, front_end_id: str) -> FrontEnd | None:
         return await self._read(lambda db: sql_sharing.front_end(db, front_end_id))
-
-    async def cancels(self, front_end_id: str) -> Sequence[str]:
-        return await self._read(lambda db: sql_sharing.cancels(db, front_end_id))
 
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:
         return await self._write(lambda db: sql_records.adopt_lost(db, front_end_id, run, limit))
