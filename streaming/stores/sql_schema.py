@@ -20,6 +20,9 @@ class SqlConnection(Protocol):
 
     def now(self) -> float: ...
 
+    def lock(self, name: str) -> None:
+        """Until the transaction's end nobody else has this lock: what is read is still so when it is written."""
+
 
 MIGRATIONS: Sequence[Sequence[str]] = (
     (

@@ -48,6 +48,7 @@ def claim(
     instead_of: str | None,
     by_force: bool,
 ) -> str | None:
+    db.lock(thing.hex())
     if not by_force:
         owner = owner_of(db, thing)
         if owner not in {None, front_end_id, instead_of}:
