@@ -19,6 +19,7 @@ from server.joining import ReplyElsewhere, find_caller_elsewhere, find_elsewhere
 from server.keys import (
     AGENTS,
     API_KEY,
+    FRONT_ENDS,
     IDENTITY,
     IMAGE_FETCH,
     KEY_HOLDER,
@@ -40,7 +41,7 @@ from server.stored_stream import StreamTerms, name_of
 from server.stream_routes import start_stored_stream
 from server.tool_request import tool_results_of
 from server.ui_tasks import is_ui_task
-from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
+from streaming.failures import InvalidRequest, ModelNotFound, SmolgateError, UnsupportedMedia
 
 CHAT_PATH = "/chat/completions"
 # The id asked for stands in every chunk, and no event may near 64 KiB.
@@ -174,14 +175,23 @@ async def _leg_for(
         return elsewhere
     fetch = request.app.get(IMAGE_FETCH)
     fetched = await fetch.fetch_all(image_urls_of(asked.messages)) if fetch is not None else {}
+    run_id = request.app[IDENTITY].new_id()
     spec = run_spec_of(
         asked,
-        run_id=request.app[IDENTITY].new_id(),
+        run_id=run_id,
         agent=agent,
         tag_names=request.app[SETTINGS].think_tags,
         fetched=fetched,
     )
-    return Leg(request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=_most_runs(request)))
+    most, front_ends = _most_runs(request), request.app.get(FRONT_ENDS)
+    if front_ends is None:
+        return Leg(request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=most))
+    await front_ends.begin(run_id, caller, most)
+    try:
+        return Leg(request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=most))
+    except SmolgateError:
+        front_ends.end(run_id)
+        raise
 
 
 def _most_runs(request: web.Request) -> int:

@@ -5,7 +5,7 @@ process over the same store. `stores/` implements it; `store_watch.py` says when
 
     records         create → append* → finish; update, get, heads, events, records, delete, ask_cancel
     conversations   create_conversation, get_, update_, delete_; add_items, items, get_item, delete_item
-    front ends      heartbeat, leave, front_end; adopt_lost (records of those that are gone)
+    front ends      heartbeat, leave, front_end, secret; adopt_lost (records of those that are gone)
     claims          claim, owner_of: which front end has this wish's run, or waits for this call's result
     keys            use_key: requests and tokens, of all front ends together
     keeping         sweep, numbers
@@ -120,13 +120,12 @@ class Conversation(msgspec.Struct, kw_only=True):
 
 
 class FrontEnd(msgspec.Struct, kw_only=True):
-    """One server process: where others reach it, and the word that they prove themselves with."""
+    """One server process, and where others reach it."""
 
     id: str
     machine: str = ""
     socket: str = ""  # a unix socket of that machine
     url: str = ""
-    secret: str = ""
 
 
 class KeyUse(NamedTuple):
@@ -281,6 +280,10 @@ class Store(ABC):
     @abstractmethod
     async def front_end(self, front_end_id: str) -> FrontEnd | None:
         """Where it is, if it lives."""
+
+    @abstractmethod
+    async def secret(self) -> str:
+        """What all front ends know, and nobody else: made by the first that asks."""
 
     @abstractmethod
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:

@@ -159,11 +159,11 @@ async def test_a_name_is_its_keys_own(make_gateway: MakeGateway) -> None:
         assert response.status == 404
         assert (await response.json())["error"]["code"] == "stream_not_found"
     second = await post(gateway, **theirs)
-    assert await resumed(gateway, **mine) == first
-    assert await resumed(gateway, **theirs) == second
+    assert await resumed(gateway, 0, **mine) == first
+    assert await resumed(gateway, 0, **theirs) == second
     async with gateway.session.delete(url, headers=theirs) as response:
         assert response.status == 204
-    assert await resumed(gateway, **mine) == first
+    assert await resumed(gateway, 0, **mine) == first
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ async def test_what_a_client_has_seen_outlives_a_killed_server_and_ends_with_an_
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.handler = halting
-    values = {
+    values: dict[str, Any] = {
         "UPSTREAM_OPENAI_BASE": upstream.base,
         "AGENT_MODEL": "up",
         "STORE": f"sqlite:{tmp_path}/store.sqlite3",

@@ -5,6 +5,7 @@ that each is done as a whole or not at all. What is written is as durable as the
 server's.
 """
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,7 +56,7 @@ class RedisStore(Store):
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=ANSWER_SECONDS,
             health_check_interval=30,
-            retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
+            retry=Retry(NoBackoff(), 0),
         )
         self._redis: Any = redis.asyncio.Redis.from_pool(pool)
         self._script = self._redis.register_script(SCRIPT)
@@ -128,7 +129,7 @@ class RedisStore(Store):
     async def update(
         self, record_id: str, run: str, *, status: str | None = None, body: bytes | None = None
     ) -> None:
-        fields = _fields(status=status and status.encode(), body=body)
+        fields = _fields(status=None if status is None else status.encode(), body=body)
         await self._do("update", record_id, run, *fields)
         self.watches.tell(record_id)
 
@@ -249,6 +250,15 @@ class RedisStore(Store):
         except (RedisError, OSError, TimeoutError) as error:
             raise _failed(error) from error
         return msgspec.msgpack.decode(found, type=FrontEnd) if found else None
+
+    async def secret(self) -> str:
+        key = f"{PREFIX}secret"
+        try:
+            await self._redis.set(key, secrets.token_urlsafe(32), nx=True)
+            found = await self._redis.get(key)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _failed(error) from error
+        return str(found.decode())
 
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:
         ids = await self._do("adopt", front_end_id, run, limit)

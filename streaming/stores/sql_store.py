@@ -175,6 +175,9 @@ class SqlStore(Store):
     async def front_end(self, front_end_id: str) -> FrontEnd | None:
         return await self._read(lambda db: sql_sharing.front_end(db, front_end_id))
 
+    async def secret(self) -> str:
+        return await self._write(sql_sharing.secret)
+
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:
         return await self._write(lambda db: sql_records.adopt_lost(db, front_end_id, run, limit))
 
