@@ -4,8 +4,8 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from aiohttp import web
 from conftest import FakeUpstream, chunk, events_of, scripted, text_of, until
 from server_process import ServerProcess, server_process
 from store_servers import SHARED_KINDS, StoreServers
+from test_server_chat_agent import by_turn
+from test_server_client_tools import ONE_CALL, USER, WEATHER, with_results
 
 from bench.debian_packages import Unavailable
 from bench.nginx_site import nginx_site
@@ -24,10 +26,10 @@ ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "go"}], "stream"
 ANSWER = "<code>\nfinal_answer('hello')\n</code>"
 LEASE_SECONDS = 1.0
 KEYS = [
-    {"id": "free", "key": "k-free"},
-    {"id": "single", "key": "k-single", "concurrent_runs": 1},
-    {"id": "paced", "key": "k-paced", "requests_per_minute": 4},
-    {"id": "poor", "key": "k-poor", "tokens_per_day": 20},
+    {"name": "free", "key": "k-free"},
+    {"name": "single", "key": "k-single", "concurrent_runs": 1},
+    {"name": "paced", "key": "k-paced", "requests_per_minute": 4},
+    {"name": "poor", "key": "k-poor", "tokens_per_day": 20},
 ]
 
 
@@ -104,28 +106,25 @@ async def fleet(upstream: FakeUpstream, store_address: str, tmp_path: Path) -> A
             yield Fleet(list(servers), nginx, session)
 
 
-def before(servers: list[ServerProcess]) -> Any:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def site() -> Iterator[str]:
-        addresses = "; server ".join(each.base.removeprefix("http://") for each in servers)
-        try:
-            with nginx_site(addresses) as running:
-                yield running.base
-        except Unavailable as error:
-            if os.environ.get("CI") == "true":
-                raise
-            pytest.skip(str(error))
-
-    return site()
+@contextmanager
+def before(servers: Sequence[ServerProcess]) -> Iterator[str]:
+    """The shipped site, with all of them upstream."""
+    addresses = "; server ".join(each.base.removeprefix("http://") for each in servers)
+    try:
+        with nginx_site(addresses) as running:
+            yield running.base
+    except Unavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
 
 
 async def halting(request: web.Request) -> web.StreamResponse:
     """A model that says a few words, and then nothing for ever."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
-    await response.write(f"data: {json.dumps(chunk(content='I think.\n'))}\n\n".encode())
+    said = json.dumps(chunk(content="I think.\n"))
+    await response.write(f"data: {said}\n\n".encode())
     await asyncio.Event().wait()
     return response
 
@@ -144,18 +143,27 @@ async def under_way(fleet: Fleet, at: int, **headers: str) -> AsyncIterator[asyn
 async def until_so(fleet: Fleet, at: int | str, count: int, **headers: str) -> list[dict[str, Any]]:
     """The runs that are listed there, once there are so many."""
     async with asyncio.timeout(20):
-        while len(runs := await fleet.listed(at, **headers)) != count:
+        while len(runs := await fleet.listed(at, **headers)) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return runs
 
 
-async def test_a_run_is_begun_at_one_watched_at_another_and_cancelled_at_the_third(
+async def until_kept(fleet: Fleet, name: str, **headers: str) -> None:
+    """Until there is a stream of this name."""
+    asked = {"conversation_ids": [name]}
+    async with asyncio.timeout(20):
+        while (await fleet.post("nginx", asked, "/streams/lookup", **headers))[1] == []:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def a_run_is_begun_at_one_watched_at_another_and_cancelled_at_the_third(
     fleet: Fleet, upstream: FakeUpstream
 ) -> None:
     upstream.handler = halting
     named = {"X-Conversation-Id": "across"}
     async with under_way(fleet, 0, **named) as begun:
         (run,) = await until_so(fleet, 2, 1)
+        await until_kept(fleet, "across")
         watched = asyncio.create_task(fleet.get(1, "/stream/across"))
         await until(lambda: upstream.requests)
         assert (await fleet.listed("nginx"))[0]["id"] == run["id"]
@@ -175,9 +183,7 @@ async def test_a_run_is_begun_at_one_watched_at_another_and_cancelled_at_the_thi
     assert (status, ended["outcome"]) == (200, "cancelled")
 
 
-async def test_one_wish_makes_one_run_wherever_it_is_said(
-    fleet: Fleet, upstream: FakeUpstream
-) -> None:
+async def one_wish_makes_one_run_wherever_it_is_said(fleet: Fleet, upstream: FakeUpstream) -> None:
     key = {"Idempotency_Key": "wish"}
     at: tuple[int | str, ...] = (0, 1, 2, "nginx", "nginx", "nginx")
     replies = await asyncio.gather(*(fleet.post(each, **key) for each in at))
@@ -189,14 +195,41 @@ async def test_one_wish_makes_one_run_wherever_it_is_said(
     assert (status, error["error"]["code"]) == (400, "idempotency_key_reused")
 
 
-async def test_a_keys_limits_hold_at_all_together(fleet: Fleet, upstream: FakeUpstream) -> None:
+async def results_of_tools_reach_the_run_wherever_they_are_sent(
+    fleet: Fleet, upstream: FakeUpstream
+) -> None:
+    upstream.handler = scripted(by_turn(*ONE_CALL))
+    ask = {"messages": USER, "tools": [WEATHER]}
+    status, reply = await fleet.post(0, ask)
+    assert (status, reply["choices"][0]["finish_reason"]) == (200, "tool_calls")
+    results = ask | {"messages": with_results(reply["choices"][0]["message"], "warm")}
+    assert (await fleet.post(1, results, **as_key("k-single")))[0] == 400
+    status, reply = await fleet.post(1, results)
+    assert status == 200
+    assert reply["choices"][0]["message"]["content"].endswith("sunny: warm")
+    status, refused = await fleet.post(2, results)
+    assert (status, refused["error"]["code"]) == (400, "tool_call_not_found")
+
+
+async def only_front_ends_know_the_word_that_passes_requests_on(
+    fleet: Fleet, upstream: FakeUpstream
+) -> None:
+    """Else a caller would not be counted."""
+    replies = [
+        await fleet.get(0, "/models", X_Smolgate_Join=f"fe-1 {word}", **as_key("k-paced"))
+        for word in ("", "1", "guess", "x", "y", "z")
+    ]
+    assert 429 in [status for status, _ in replies]
+
+
+async def a_keys_limits_hold_at_all_together(fleet: Fleet, upstream: FakeUpstream) -> None:
     paced = [await fleet.get(at, "/models", **as_key("k-paced")) for at in (0, 1, 2, 0, 1)]
     assert [status for status, _ in paced] == [200, 200, 200, 200, 429]
     for at in (0, 1):  # 15 tokens a run
         assert (await fleet.post(at, **as_key("k-poor")))[0] == 200
         await until_so(fleet, 2, 0, **as_key("k-free"))
     async with asyncio.timeout(10):
-        while (reply := await fleet.post(2, **as_key("k-poor")))[0] == 200:
+        while (reply := await fleet.post(2, **as_key("k-poor")))[0] == 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert reply[1]["error"]["code"] == "rate_limit_exceeded"
 
@@ -210,7 +243,7 @@ async def test_a_keys_limits_hold_at_all_together(fleet: Fleet, upstream: FakeUp
     assert (await fleet.post(2, **as_key("k-single")))[0] == 200
 
 
-async def test_what_a_killed_server_had_has_failed_is_free_again_and_is_not_run_twice(
+async def what_a_killed_server_had_has_failed_is_free_again_and_is_not_run_twice(
     fleet: Fleet, upstream: FakeUpstream
 ) -> None:
     upstream.handler = halting
@@ -218,6 +251,7 @@ async def test_what_a_killed_server_had_has_failed_is_free_again_and_is_not_run_
     async with under_way(fleet, 0, **headers):
         (run,) = await until_so(fleet, 1, 1, **as_key("k-single"))
         await until(lambda: upstream.requests)
+        await until_kept(fleet, "lost", **as_key("k-single"))
         watched = asyncio.create_task(fleet.get(1, "/stream/lost", **as_key("k-single")))
         os.kill(fleet.servers[0].process.pid, signal.SIGKILL)
         async with asyncio.timeout(20):
@@ -230,3 +264,23 @@ async def test_what_a_killed_server_had_has_failed_is_free_again_and_is_not_run_
     upstream.handler = scripted(lambda messages: ANSWER)
     status, events = await fleet.post("nginx", **headers)
     assert (status, text_of(events, "content")) == (200, "hello")
+
+
+SCENARIOS = (
+    a_run_is_begun_at_one_watched_at_another_and_cancelled_at_the_third,
+    one_wish_makes_one_run_wherever_it_is_said,
+    results_of_tools_reach_the_run_wherever_they_are_sent,
+    a_keys_limits_hold_at_all_together,
+    only_front_ends_know_the_word_that_passes_requests_on,
+    what_a_killed_server_had_has_failed_is_free_again_and_is_not_run_twice,
+)
+
+
+async def test_three_servers_over_one_store_act_as_one(
+    fleet: Fleet, upstream: FakeUpstream
+) -> None:
+    """One fleet for all that it has to show: three servers take long to start."""
+    for scenario in SCENARIOS:
+        upstream.handler = scripted(lambda messages: ANSWER)
+        upstream.requests.clear()
+        await scenario(fleet, upstream)
