@@ -22,9 +22,11 @@ from server.auth import allow_metrics
 from server.keys import (
     JAIL_POOL,
     LOOP_LAG,
+    PRESENCE,
     RELAYS,
     REQUEST_COUNTS,
     RUNNER,
+    STORE,
     SUPERVISOR,
     UPSTREAMS,
     WORKER_LINK,
@@ -36,10 +38,16 @@ from streaming.interpreters.jail_pool import WHY_LOST
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RUN_STATES = ("queued", "running", "paused", "stopping")
 # Of all workers together already: the sum would be wrong.
-SHARED = frozenset({"smolgate_runs_most"}) | {
-    f"smolgate_runner_{name}"
-    for name in ("cluster_usable", "nodes", "cpus", "cpus_free", "gpus", "gpus_free")
-}
+SHARED = (
+    frozenset({"smolgate_runs_most"})
+    | {
+        *(f"smolgate_store_{name}" for name in ("records", "active", "bytes")),
+    }
+    | {
+        f"smolgate_runner_{name}"
+        for name in ("cluster_usable", "nodes", "cpus", "cpus_free", "gpus", "gpus_free")
+    }
+)
 UPSTREAM_STATES = ("ok", "half-open", "open")
 
 
@@ -86,6 +94,7 @@ class AppCollector(Collector):
         yield from self._runs()
         yield from self._work()
         yield from self._machinery()
+        yield from self._store()
 
     def _requests(self) -> Iterator[Metric]:
         counts = self._app[REQUEST_COUNTS]
@@ -203,6 +212,23 @@ class AppCollector(Collector):
             "How late the event loop calls a timer.",
             self._app[LOOP_LAG].seconds,
         )
+
+    def _store(self) -> Iterator[Metric]:
+        store, numbers = self._app[STORE], self._app[PRESENCE].numbers
+        yield _histogram(
+            "smolgate_store_write_seconds",
+            "Until what was written to the store is durable.",
+            store.write_seconds,
+        )
+        failures = CounterMetricFamily(
+            "smolgate_store_failures", "Questions that the store could not answer."
+        )
+        failures.add_metric((), store.failures)
+        yield failures
+        if numbers is not None:  # as of the last minute
+            yield _gauge("smolgate_store_records", "What the store holds.", numbers.records)
+            yield _gauge("smolgate_store_active", "Of these, not ended.", numbers.active)
+            yield _gauge("smolgate_store_bytes", "What they take.", numbers.bytes)
 
 
 class _Merged(Collector):

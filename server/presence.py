@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streaming.failures import SmolgateError, WorkerLost
-from streaming.store import BadStore, FrontEnd, Record, RecordGone, Store, StoreFailed
+from streaming.store import BadStore, FrontEnd, Record, RecordGone, Store, StoreFailed, StoreNumbers
 
 log = logging.getLogger("server")
 
@@ -50,6 +50,8 @@ class Presence:
         self._max_bytes = max_bytes
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._abandoned: dict[str, Record] = {}
+        self.numbers: StoreNumbers | None = None  # as they were when it was last swept
+        self.numbers: StoreNumbers | None = None  # as they were when it was last swept
         self.reachable = False  # the store was there when it was last asked
         self._moved = asyncio.Event()
         self._arriving = asyncio.Lock()
@@ -139,6 +141,7 @@ class Presence:
 
     async def _renew(self) -> None:
         while True:
+            self._moved.clear()  # before it is told: it may move again meanwhile
             with _said(self.store):
                 try:
                     await self.store.heartbeat(self.who, self.lease_seconds)
@@ -147,7 +150,6 @@ class Presence:
                     raise
                 self.reachable = True
                 await self._end_lost()
-            self._moved.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._moved.wait(), self.lease_seconds / RENEWALS)
 
@@ -196,6 +198,7 @@ class Presence:
             with _said(self.store):
                 if swept := await self.store.sweep(days=self._days, max_bytes=self._max_bytes):
                     log.info("store %s: %d old records went", self.store.name, swept)
+                self.numbers = await self.store.numbers()
             await asyncio.sleep(SWEEP_SECONDS)
 
 

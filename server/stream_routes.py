@@ -200,7 +200,7 @@ async def _record_of(request: web.Request, name: str) -> Record:
 
 
 def _name_asked(request: web.Request) -> str:
-    name = request.match_info.get("name") or request.query.get("conv_id", "")
+    name = request.match_info.get("id") or request.query.get("conv_id", "")
     return checked_name(name, "conv_id")
 
 

@@ -26,12 +26,13 @@ from typing import NamedTuple
 import msgspec
 
 from streaming.failures import SmolgateError, Unavailable
+from streaming.histogram import Histogram
 from streaming.store_watch import RecordWatches, Watch
 
 # Of one `events` answer; a reader asks again.
 EVENTS_LIMIT_BYTES = 1 << 20
 
-ACTIVE = ("queued", "in_progress")
+WRITE_SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 
 
 class StoreFailed(Unavailable):
@@ -142,10 +143,12 @@ class StoreNumbers(NamedTuple):
 
 
 class Store(ABC):
-    """Of one event loop. `watches` hears of every change that is made here."""
+    """Of one event loop. `watches` hears of every change that is made here; `write_seconds` and `failures` are for metrics."""
 
     def __init__(self) -> None:
         self.watches = RecordWatches(self.heads)
+        self.write_seconds = Histogram(WRITE_SECONDS)
+        self.failures = 0  # how often it could not be had
 
     @property
     @abstractmethod

@@ -187,7 +187,7 @@ async def one_wish_makes_one_run_wherever_it_is_said(fleet: Fleet, upstream: Fak
     key = {"Idempotency_Key": "wish"}
     at: tuple[int | str, ...] = (0, 1, 2, "nginx", "nginx", "nginx")
     replies = await asyncio.gather(*(fleet.post(each, **key) for each in at))
-    assert {status for status, _ in replies} == {200}
+    assert [reply for reply in replies if reply[0] != 200] == []
     assert len({events[0]["id"] for _, events in replies}) == 1
     assert {text_of(events, "content") for _, events in replies} == {"hello"}
     assert len(upstream.requests) == 1

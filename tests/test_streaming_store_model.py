@@ -150,7 +150,7 @@ def test_a_store_answers_as_the_model_does(
     address = store_servers.address(kind, tmp_path)
 
     @settings(
-        max_examples=40, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(STEPS)
     def check(steps: list[tuple[Any, ...]]) -> None:

@@ -6,6 +6,7 @@ server's.
 """
 
 import secrets
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +40,7 @@ SCHEMA = "1"
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 MAX_CONNECTIONS = 64
+READS = frozenset({"heads", "events", "owner_of", "items", "get_item"})
 DAY_SECONDS = 86_400.0
 SWEPT_AT_A_TIME = 200
 
@@ -71,7 +73,7 @@ class RedisStore(Store):
             await self._redis.set(f"{PREFIX}schema", SCHEMA, nx=True)
             found = await self._redis.get(f"{PREFIX}schema")
         except (RedisError, OSError, TimeoutError) as error:
-            raise _failed(error) from error
+            raise self._failed(error) from error
         if found.decode() != SCHEMA:
             raise BadStore(f"it was written by another smolgate (schema {found.decode()})")
 
@@ -80,10 +82,14 @@ class RedisStore(Store):
         await self._redis.aclose()
 
     async def _do(self, step: str, *values: Any) -> Any:
+        began = time.perf_counter()
         try:
             answer = await self._script(keys=[PREFIX], args=[step, *values])
         except (RedisError, OSError, TimeoutError) as error:
-            raise _failed(error) from error
+            raise self._failed(error) from error
+        finally:
+            if step not in READS:
+                self.write_seconds.observe(time.perf_counter() - began)
         if answer == b"GONE":
             raise RecordGone("It was deleted, replaced, or has ended.")
         return answer
@@ -166,7 +172,7 @@ class RedisStore(Store):
             try:
                 ids = await self._redis.zrevrange(key, begin, begin + limit - 1)
             except (RedisError, OSError, TimeoutError) as error:
-                raise _failed(error) from error
+                raise self._failed(error) from error
             if not ids:
                 break
             begin += len(ids)
@@ -191,7 +197,7 @@ class RedisStore(Store):
         try:
             found = await self._redis.hgetall(f"{PREFIX}v:{conversation_id}")
         except (RedisError, OSError, TimeoutError) as error:
-            raise _failed(error) from error
+            raise self._failed(error) from error
         if not found or found[b"owner"].decode() != owner:
             return None
         return Conversation(
@@ -239,7 +245,7 @@ class RedisStore(Store):
             else:
                 await self._redis.delete(key)
         except (RedisError, OSError, TimeoutError) as error:
-            raise _failed(error) from error
+            raise self._failed(error) from error
 
     async def leave(self, front_end_id: str) -> None:
         await self.heartbeat(FrontEnd(id=front_end_id), 0)
@@ -248,7 +254,7 @@ class RedisStore(Store):
         try:
             found = await self._redis.get(f"{PREFIX}f:{front_end_id}")
         except (RedisError, OSError, TimeoutError) as error:
-            raise _failed(error) from error
+            raise self._failed(error) from error
         return msgspec.msgpack.decode(found, type=FrontEnd) if found else None
 
     async def secret(self) -> str:
@@ -257,7 +263,7 @@ class RedisStore(Store):
             await self._redis.set(key, secrets.token_urlsafe(32), nx=True)
             found = await self._redis.get(key)
         except (RedisError, OSError, TimeoutError) as error:
-            raise _failed(error) from error
+            raise self._failed(error) from error
         return str(found.decode())
 
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:
@@ -305,8 +311,12 @@ class RedisStore(Store):
             ended = await self._redis.zcard(f"{PREFIX}ended")
             size = await self._redis.get(f"{PREFIX}bytes")
         except (RedisError, OSError, TimeoutError) as error:
-            raise _failed(error) from error
+            raise self._failed(error) from error
         return StoreNumbers(active + ended, active, int(size or 0))
+
+    def _failed(self, error: Exception) -> StoreFailed:
+        self.failures += 1
+        return _failed(error)
 
     async def _hashes(self, record_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         if not record_ids:
@@ -317,7 +327,7 @@ class RedisStore(Store):
                     pipeline.hgetall(f"{PREFIX}r:{record_id}")
                 found: list[dict[bytes, bytes]] = await pipeline.execute()
         except (RedisError, OSError, TimeoutError) as error:
-            raise _failed(error) from error
+            raise self._failed(error) from error
         return found
 
 

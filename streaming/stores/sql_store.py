@@ -5,6 +5,7 @@ group commit, and one for what is read, which need not wait for it.
 """
 
 import asyncio
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
@@ -45,11 +46,19 @@ class SqlStore(Store):
         return await self._timed(procedure, writes=False)
 
     async def _timed(self, procedure: Procedure[Result], *, writes: bool) -> Result:
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await self._ask(procedure, writes=writes)
         except TimeoutError:
+            self.failures += 1
             raise StoreFailed("The store does not answer.", retry_after=5.0) from None
+        except StoreFailed:
+            self.failures += 1
+            raise
+        finally:
+            if writes:
+                self.write_seconds.observe(time.perf_counter() - began)
 
     async def create(self, record: Record, *, replace: bool = False, most: int = 0) -> None:
         await self._write(lambda db: sql_records.create(db, record, replace=replace, most=most))
