@@ -51,7 +51,6 @@ class Presence:
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._abandoned: dict[str, Record] = {}
         self.numbers: StoreNumbers | None = None  # as they were when it was last swept
-        self.numbers: StoreNumbers | None = None  # as they were when it was last swept
         self.reachable = False  # the store was there when it was last asked
         self._moved = asyncio.Event()
         self._arriving = asyncio.Lock()
