@@ -214,6 +214,7 @@ def _said(store: Store) -> Iterator[None]:
     try:
         yield
     except SmolgateError as error:
-        log.warning("store %s: %s", store.name, error.message)
+        cause = error.__cause__ if error.__cause__ is not None else "no more is known"
+        log.warning("store %s: %s (%s)", store.name, error.message, cause)
     except Exception:
         log.exception("store %s failed", store.name)
