@@ -81,7 +81,7 @@ def create_app(
         app.router.add_get(f"{prefix}/runs/{{id}}", runs.get_run)
         app.router.add_post(f"{prefix}/runs/{{id}}/cancel", runs.cancel_run)
         for path in ("/stream", "/stream/{id}"):
-            app.router.add_get(prefix + path, stream_routes.resume_stream)
+            app.router.add_get(prefix + path, stream_routes.resume_stream, allow_head=False)
             app.router.add_delete(prefix + path, stream_routes.delete_stream)
         app.router.add_post(f"{prefix}/streams/lookup", stream_routes.lookup_streams)
         for method, path in relay_routes.ROUTES:

@@ -41,7 +41,7 @@ from server.stored_stream import StreamTerms, name_of
 from server.stream_routes import start_stored_stream
 from server.tool_request import tool_results_of
 from server.ui_tasks import is_ui_task
-from streaming.failures import InvalidRequest, ModelNotFound, SmolgateError, UnsupportedMedia
+from streaming.failures import Busy, InvalidRequest, ModelNotFound, SmolgateError, UnsupportedMedia
 
 CHAT_PATH = "/chat/completions"
 # The id asked for stands in every chunk, and no event may near 64 KiB.
@@ -186,11 +186,15 @@ async def _leg_for(
     most, front_ends = _most_runs(request), request.app.get(FRONT_ENDS)
     if front_ends is None:
         return Leg(request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=most))
-    await front_ends.begin(run_id, caller, most)
+    try:
+        await front_ends.begin(run_id, caller, most)
+    except Busy as error:
+        request.app[SUPERVISOR].counts.refused[error.code or ""] += 1
+        raise
     try:
         return Leg(request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=most))
     except SmolgateError:
-        front_ends.end(run_id)
+        front_ends.take_back(run_id, caller)
         raise
 
 

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,17 +81,31 @@ class FrontEnds:
             return
         self._published[run_id] = self._presence.hold(run_id, run_id, lambda: self._cancel(run_id))
 
-    def end(self, run_id: str, run: Run | None = None) -> None:
-        """It is over, or was never begun."""
+    def end(self, run: Run) -> None:
+        """It is over."""
+        if self._release(run.id):
+            self._later(self._finish(run.id, _json(run_object(run))))
+
+    def take_back(self, run_id: str, owner: str) -> None:
+        """It was not begun after all."""
+        if self._release(run_id):
+            self._later(self._forget(run_id, owner))
+
+    def _release(self, run_id: str) -> bool:
         release = self._published.pop(run_id, None)
         self._told.pop(run_id, None)
-        if release is None:
-            return
-        release()
-        body = _json(run_object(run)) if run is not None else b"{}"
-        task = asyncio.get_running_loop().create_task(self._finish(run_id, body))
+        if release is not None:
+            release()
+        return release is not None
+
+    def _later(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+    async def _forget(self, run_id: str, owner: str) -> None:
+        with suppress(StoreFailed):
+            await self._store.delete(run_id, owner)
 
     async def call_made(self, owner: str, call_ids: list[str]) -> None:
         """The client is about to be told of these calls, and may answer to any front end."""

@@ -245,7 +245,7 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
 def _on_run_end(app: web.Application, run: Run) -> None:
     app[FINISHED_RUNS].keep(run)
     if (front_ends := app.get(FRONT_ENDS)) is not None:
-        front_ends.end(run.id, run)
+        front_ends.end(run)
     app[KEY_RING].add_tokens(run.key, run.prompt_tokens + run.completion_tokens)
 
 
