@@ -93,8 +93,8 @@ def create_app(
         app.router.add_get(f"{prefix}/runs", runs.list_runs)
         app.router.add_get(f"{prefix}/runs/{{id}}", runs.get_run)
         app.router.add_post(f"{prefix}/runs/{{id}}/cancel", runs.cancel_run)
-        for path in ("/stream", "/stream/{name}"):
-            app.router.add_get(prefix + path, stream_routes.resume_stream)
+        for path in ("/stream", "/stream/{id}"):
+            app.router.add_get(prefix + path, stream_routes.resume_stream, allow_head=False)
             app.router.add_delete(prefix + path, stream_routes.delete_stream)
         app.router.add_post(f"{prefix}/streams/lookup", stream_routes.lookup_streams)
         # Before the relay's: what is asked of an upstream's model goes on to it.

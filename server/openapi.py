@@ -123,6 +123,9 @@ def _paths() -> dict[str, Any]:
         "/runs/{id}": {"get": _own("One run", {200: "RunEntry"}, named=True)},
         "/runs/{id}/cancel": {"post": _own("End a run", {200: "RunEntry"}, named=True)},
     }
+    for path in ("/stream", "/stream/{id}"):
+        paths[path] = {"get": _stream(path), "delete": _end_of_stream(path)}
+    paths["/streams/lookup"] = {"post": _lookup()}
     for method, path in ROUTES:
         paths.setdefault(path, {})[method.lower()] = _relayed(method, path)
     for method, path, _, summary in RESPONSE_ROUTES:
@@ -164,6 +167,9 @@ def _chat() -> dict[str, Any]:
         "parameters": [
             _header("Idempotency-Key", "A repeated request joins the run, or gets its end again."),
             _header("X-On-Disconnect", "cancel, finish, or seconds of grace."),
+            _header(
+                "X-Conversation-Id", "Keep the stream under this name, so that it can be resumed."
+            ),
         ],
         "requestBody": {
             "required": True,
@@ -174,6 +180,64 @@ def _chat() -> dict[str, Any]:
             **_refusals(_statuses(SmolgateError)),
         },
     }
+
+
+def _stream(path: str) -> dict[str, Any]:
+    return {
+        "summary": "The rest of a kept stream, each event with its number as `id`",
+        "parameters": [
+            *_stream_name(path),
+            _query("from", "How many of its events are there already.", {"type": "integer"}),
+            _header("Last-Event-ID", "Instead: the number of the last event that is there."),
+        ],
+        "responses": {
+            "200": {
+                "description": "The events",
+                "headers": _REQUEST_ID,
+                "content": {"text/event-stream": {"schema": {}}},
+            },
+            **_refusals((400, 401, 404, _EXPECTATION_FAILED, 429, 503)),
+        },
+    }
+
+
+def _end_of_stream(path: str) -> dict[str, Any]:
+    return {
+        "summary": "End the run of a kept stream, and forget it",
+        "parameters": _stream_name(path),
+        "responses": {
+            "204": {"description": "It is gone, or was not there", "headers": _REQUEST_ID},
+            **_refusals((400, 401, _EXPECTATION_FAILED, 429, 503)),
+        },
+    }
+
+
+def _lookup() -> dict[str, Any]:
+    names = {"type": "array", "items": {"type": "string"}, "maxItems": 200}
+    body = {
+        "type": "object",
+        "required": ["conversation_ids"],
+        "properties": {"conversation_ids": names},
+    }
+    reply = {_JSON: {"schema": {"type": "array", "items": {"type": "object"}}}}
+    return {
+        "summary": "Which of these streams there are",
+        "requestBody": {"required": True, "content": {_JSON: {"schema": body}}},
+        "responses": {
+            "200": {"description": "Those that are", "headers": _REQUEST_ID, "content": reply},
+            **_refusals((400, 401, 413, _EXPECTATION_FAILED, 429, 503)),
+        },
+    }
+
+
+def _stream_name(path: str) -> list[dict[str, Any]]:
+    if "{id}" in path:
+        return _path_parameters(path)
+    return [_query("conv_id", "The stream's name.", {"type": "string"})]
+
+
+def _query(name: str, meaning: str, schema: dict[str, str]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": meaning, "schema": schema}
 
 
 def _relayed(method: str, path: str) -> dict[str, Any]:

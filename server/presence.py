@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streaming.failures import SmolgateError, WorkerLost
-from streaming.store import BadStore, FrontEnd, Record, RecordGone, Store, StoreFailed
+from streaming.store import BadStore, FrontEnd, Record, RecordGone, Store, StoreFailed, StoreNumbers
 
 log = logging.getLogger("server")
 
@@ -41,23 +41,18 @@ class Presence:
         lease_seconds: float,
         days: float,
         max_bytes: int,
-        socket_path: str = "",
-        url: str = "",
     ) -> None:
         self.store = store
-        self.who = FrontEnd(
-            id=f"fe-{secrets.token_hex(8)}",
-            machine=machine_id(),
-            socket=socket_path,
-            url=url,
-            secret=secrets.token_urlsafe(24),
-        )
+        self.who = FrontEnd(id=f"fe-{secrets.token_hex(8)}", machine=machine_id())
         self.ends_lost: dict[str, EndLost] = {}
-        self._lease_seconds = lease_seconds
+        self.lease_seconds = lease_seconds
         self._days = days
         self._max_bytes = max_bytes
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._abandoned: dict[str, Record] = {}
+        self.numbers: StoreNumbers | None = None  # as they were when it was last swept
+        self.reachable = False  # the store was there when it was last asked
+        self._moved = asyncio.Event()
         self._arriving = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -72,12 +67,18 @@ class Presence:
         async with self._arriving:
             if self._tasks:
                 return
-            await self.store.heartbeat(self.who, self._lease_seconds)
+            await self.store.heartbeat(self.who, self.lease_seconds)
+            self.reachable = True
             loop = asyncio.get_running_loop()
             self._tasks = [
                 loop.create_task(each)
                 for each in (self._renew(), self._look_for_cancels(), self._sweep())
             ]
+
+    def reached_at(self, *, socket_path: str = "", url: str = "") -> None:
+        """Where others reach this process, from now on."""
+        self.who.socket, self.who.url = socket_path, url
+        self._moved.set()
 
     async def arrive_later(self) -> None:
         """As soon as the store can be had."""
@@ -89,7 +90,7 @@ class Presence:
                 return None
             except SmolgateError as error:
                 log.warning("store %s: %s; trying again", self.store.name, error.message)
-            await asyncio.sleep(self._lease_seconds / 2)
+            await asyncio.sleep(self.lease_seconds / 2)
 
     async def leave(self) -> None:
         """Whatever is not ended now is lost, and others may say so at once."""
@@ -112,12 +113,21 @@ class Presence:
         """While inside, `on_cancel` is called, again and again, once the record is to be cancelled, or is no
         longer its run's: deleted, replaced, or taken for lost.
         """
-        held = self._held[record_id] = run, on_cancel
+        release = self.hold(record_id, run, on_cancel)
         try:
             yield
         finally:
+            release()
+
+    def hold(self, record_id: str, run: str, on_cancel: Callable[[], None]) -> Callable[[], None]:
+        """`holding`, until what is returned is called."""
+        held = self._held[record_id] = run, on_cancel
+
+        def release() -> None:
             if self._held.get(record_id) is held:
                 del self._held[record_id]
+
+        return release
 
     def stopper_of(self, record_id: str) -> Callable[[], None]:
         """Stops whoever writes the record here now: it was deleted or replaced, and need not wait to be told."""
@@ -130,10 +140,17 @@ class Presence:
 
     async def _renew(self) -> None:
         while True:
+            self._moved.clear()  # before it is told: it may move again meanwhile
             with _said(self.store):
-                await self.store.heartbeat(self.who, self._lease_seconds)
+                try:
+                    await self.store.heartbeat(self.who, self.lease_seconds)
+                except StoreFailed:
+                    self.reachable = False
+                    raise
+                self.reachable = True
                 await self._end_lost()
-            await asyncio.sleep(self._lease_seconds / RENEWALS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), self.lease_seconds / RENEWALS)
 
     async def _end_lost(self) -> None:
         for record in await self.store.adopt_lost(self.id, f"adopted-{secrets.token_hex(8)}"):
@@ -180,6 +197,7 @@ class Presence:
             with _said(self.store):
                 if swept := await self.store.sweep(days=self._days, max_bytes=self._max_bytes):
                     log.info("store %s: %d old records went", self.store.name, swept)
+                self.numbers = await self.store.numbers()
             await asyncio.sleep(SWEEP_SECONDS)
 
 
@@ -196,6 +214,7 @@ def _said(store: Store) -> Iterator[None]:
     try:
         yield
     except SmolgateError as error:
-        log.warning("store %s: %s", store.name, error.message)
+        cause = error.__cause__ if error.__cause__ is not None else "no more is known"
+        log.warning("store %s: %s (%s)", store.name, error.message, cause)
     except Exception:
         log.exception("store %s failed", store.name)

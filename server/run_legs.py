@@ -9,9 +9,10 @@ from aiohttp import web
 
 from server.idempotency import Leg, Wish
 from server.joining import ReplyElsewhere, find_caller_elsewhere, find_elsewhere
-from server.keys import API_KEY, KEY_HOLDER, SETTINGS, SUPERVISOR, TOOL_DESK
+from server.keys import API_KEY, FRONT_ENDS, KEY_HOLDER, SETTINGS, SUPERVISOR, TOOL_DESK
 from server.setting_values import leave_policy
-from streaming.failures import InvalidRequest
+from streaming.failures import Busy, InvalidRequest, SmolgateError
+from streaming.run import Run
 from streaming.run_spec import RunSpec
 from streaming.tool_desk import ToolResult
 
@@ -36,8 +37,25 @@ async def leg_for(
     elsewhere = await find_elsewhere(request, body, wish)
     if elsewhere is not None:
         return elsewhere
-    spec = await make_spec()
-    return Leg(request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=_most_runs(request)))
+    return Leg(await _begin(request, await make_spec(), caller))
+
+
+async def _begin(request: web.Request, spec: RunSpec, caller: str) -> Run:
+    """Admitted by all front ends, where there are some, and by this one. Raises Busy, Draining."""
+    supervisor, front_ends = request.app[SUPERVISOR], request.app.get(FRONT_ENDS)
+    most = _most_runs(request)
+    if front_ends is None:
+        return supervisor.submit(spec, key=caller, max_of_key=most)
+    try:
+        await front_ends.begin(spec.run_id, caller, most)
+    except Busy as error:
+        supervisor.counts.refused[error.code or ""] += 1
+        raise
+    try:
+        return supervisor.submit(spec, key=caller, max_of_key=most)
+    except SmolgateError:
+        front_ends.take_back(spec.run_id, caller)
+        raise
 
 
 def leave_seconds(request: web.Request) -> float:

@@ -10,14 +10,14 @@ import msgspec
 from aiohttp import web
 
 from server.finished_runs import run_object
-from server.keys import API_KEY, FINISHED_RUNS, SUPERVISOR, WORKER_LINK
+from server.keys import API_KEY, FINISHED_RUNS, NEIGHBOURS, SUPERVISOR
 from server.run_ids import run_id_of
 from server.worker_wire import Inquiry
 from streaming.failures import RunNotFound, RunStopped
 
 
 async def list_runs(request: web.Request) -> web.Response:
-    """The caller's runs, those of other workers too."""
+    """The caller's runs, those of other processes too."""
     inquiry = Inquiry(0, "list", request.get(API_KEY, ""))
     found = runs_found(request.app, inquiry) + await _elsewhere(request, inquiry)
     return _json({"object": "list", "data": [msgspec.Raw(run) for run in found]})
@@ -56,9 +56,9 @@ async def _find(request: web.Request, wish: Literal["get", "cancel"]) -> bytes:
 
 
 async def _elsewhere(request: web.Request, inquiry: Inquiry) -> list[bytes]:
-    """What other workers find."""
-    link = request.app.get(WORKER_LINK)
-    return await link.found_elsewhere(inquiry) if link is not None else []
+    """What other workers, or front ends, find."""
+    neighbours = request.app.get(NEIGHBOURS)
+    return await neighbours.found_elsewhere(inquiry) if neighbours is not None else []
 
 
 def _json(value: Any) -> web.Response:

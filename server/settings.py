@@ -15,7 +15,7 @@ from sanitize.think import Mode
 from server.api_keys import hashed, load_keys
 from server.setting_values import BadSetting, Network
 from server.settings_table import DEFAULT_AGENT, DEFAULT_MODEL, EMBEDDED_MODEL, SETTINGS
-from server.store_address import default_address, missing_extra
+from server.store_address import default_address, is_shared_by_nature, missing_extra
 from server.upstream_settings import (
     DEFAULT_NAME,
     NOTHINK,
@@ -112,6 +112,12 @@ class Settings:
             and self.model == EMBEDDED_MODEL
             and not any(EMBEDDED_MODEL in entry.models for entry in self.upstreams)
         )
+
+    @property
+    def is_store_shared(self) -> bool:
+        """The servers over one store act as one."""
+        shared = self.store_shared
+        return is_shared_by_nature(self.store) if shared is None else shared
 
     @property
     def agents_elsewhere(self) -> frozenset[str]:

@@ -86,7 +86,7 @@ def following(record_id: str) -> bytes:
 
 
 class StreamKeeper:
-    """One leg on its way into the store. `told`: the client can be told by a stream; before, by a status."""
+    """One leg on its way into the store. `told` is set once there is something to read, or never will be."""
 
     def __init__(self, app: web.Application, leg: Leg, owner: str, terms: StreamTerms) -> None:
         self._app = app
@@ -101,7 +101,8 @@ class StreamKeeper:
         self._tasks: set[asyncio.Task[None]] = set()
         self.stored = asyncio.Event()  # or it is known that it cannot be
         self.told = asyncio.Event()
-        self.failure: Failure | None = None  # of a run of which nothing was told
+        self.is_awaited = True  # the client has no response yet: a failure can be a status
+        self.failure: Failure | None = None  # it is, and nothing is kept
         self.refusal: StoreFailed | None = None  # nothing is stored
         self.keeps_another = False
         self._created = False
@@ -188,8 +189,10 @@ class StreamKeeper:
                 async with asyncio.timeout(self._app[SETTINGS].heartbeat_seconds):
                     while not telling.anything and (events := await reader.read()):
                         telling.reasoning_of(events, transcript)
-            if transcript.failure is not None and not telling.anything:
+            if transcript.failure is not None and not telling.anything and self.is_awaited:
                 self.failure = transcript.failure
+                await self._store.delete(self.record.id, self.record.owner)
+                return
             await self._append([wire.role(), *telling.take_events()])
             self.told.set()
             async for events in reader:

@@ -55,20 +55,24 @@ async def start_stored_stream(
     app[STREAMS].add(keeping)
     keeping.add_done_callback(app[STREAMS].discard)
     with keeper.followed():
-        with suppress(TimeoutError):
-            async with asyncio.timeout(app[SETTINGS].heartbeat_seconds):
-                await keeper.told.wait()
-        await keeper.stored.wait()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(app[SETTINGS].heartbeat_seconds):
+                    await keeper.told.wait()
+            await keeper.stored.wait()
+        finally:
+            keeper.is_awaited = False
         if keeper.refusal is not None:
             raise keeper.refusal
         if keeper.failure is not None:
             request[OUTCOME] = leg.run.outcome or "agent_failed"
-            await app[STORE].delete(keeper.record.id, owner)
             return error_response(keeper.failure, work_begun=leg.run.started is not None)
         if keeper.keeps_another:  # a repeated request: the stream is another request's
             async with _following(request, keeper.record.id):
                 return await _send(request, keeper.record, 0, terms.name)
-        return await _send(request, keeper.record, 0, terms.name)
+        response = await _send(request, keeper.record, 0, terms.name)
+        request.setdefault(OUTCOME, leg.run.outcome or "ok")
+        return response
 
 
 async def resume_stream(request: web.Request) -> web.StreamResponse:
@@ -106,6 +110,7 @@ async def lookup_streams(request: web.Request) -> web.Response:
         )
     owner, found = request.get(API_KEY, ""), []
     for name in asked.conversation_ids:
+        checked_name(name, "conversation_ids")
         record = await request.app[STORE].get(record_id_of(owner, name), owner)
         if record is not None:
             found.append(_told(record, name))
@@ -176,15 +181,19 @@ async def _following(request: web.Request, record_id: str) -> AsyncIterator[None
     presence, thing = request.app[PRESENCE], following(record_id)
 
     async def claim() -> None:
-        while True:
-            with suppress(SmolgateError):
-                await presence.arrive()
-                await request.app[STORE].claim(
-                    thing, presence.id, seconds=2 * FOLLOWING_SECONDS, by_force=True
-                )
-            await asyncio.sleep(FOLLOWING_SECONDS)
+        with suppress(SmolgateError):
+            await presence.arrive()
+            await request.app[STORE].claim(
+                thing, presence.id, seconds=2 * FOLLOWING_SECONDS, by_force=True
+            )
 
-    claiming = asyncio.get_running_loop().create_task(claim())
+    async def claim_again() -> None:
+        while True:
+            await asyncio.sleep(FOLLOWING_SECONDS)
+            await claim()
+
+    await claim()
+    claiming = asyncio.get_running_loop().create_task(claim_again())
     try:
         yield
     finally:
@@ -200,7 +209,7 @@ async def _record_of(request: web.Request, name: str) -> Record:
 
 
 def _name_asked(request: web.Request) -> str:
-    name = request.match_info.get("name") or request.query.get("conv_id", "")
+    name = request.match_info.get("id") or request.query.get("conv_id", "")
     return checked_name(name, "conv_id")
 
 

@@ -5,7 +5,7 @@ process over the same store. `stores/` implements it; `store_watch.py` says when
 
     records         create → append* → finish; update, get, heads, events, records, delete, ask_cancel
     conversations   create_conversation, get_, update_, delete_; add_items, items, get_item, delete_item
-    front ends      heartbeat, leave, front_end; adopt_lost (records of those that are gone)
+    front ends      heartbeat, leave, front_end, secret; adopt_lost (records of those that are gone)
     claims          claim, owner_of: which front end has this wish's run, or waits for this call's result
     keys            use_key: requests and tokens, of all front ends together
     keeping         sweep, numbers
@@ -26,12 +26,13 @@ from typing import NamedTuple
 import msgspec
 
 from streaming.failures import SmolgateError, Unavailable
+from streaming.histogram import Histogram
 from streaming.store_watch import RecordWatches, Watch
 
 # Of one `events` answer; a reader asks again.
 EVENTS_LIMIT_BYTES = 1 << 20
 
-ACTIVE = ("queued", "in_progress")
+WRITE_SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 
 
 class StoreFailed(Unavailable):
@@ -120,13 +121,12 @@ class Conversation(msgspec.Struct, kw_only=True):
 
 
 class FrontEnd(msgspec.Struct, kw_only=True):
-    """One server process: where others reach it, and the word that they prove themselves with."""
+    """One server process, and where others reach it."""
 
     id: str
     machine: str = ""
     socket: str = ""  # a unix socket of that machine
     url: str = ""
-    secret: str = ""
 
 
 class KeyUse(NamedTuple):
@@ -143,10 +143,12 @@ class StoreNumbers(NamedTuple):
 
 
 class Store(ABC):
-    """Of one event loop. `watches` hears of every change that is made here."""
+    """Of one event loop. `watches` hears of every change that is made here; `write_seconds` and `failures` are for metrics."""
 
     def __init__(self) -> None:
         self.watches = RecordWatches(self.heads)
+        self.write_seconds = Histogram(WRITE_SECONDS)
+        self.failures = 0  # how often it could not be had
 
     @property
     @abstractmethod
@@ -281,6 +283,10 @@ class Store(ABC):
     @abstractmethod
     async def front_end(self, front_end_id: str) -> FrontEnd | None:
         """Where it is, if it lives."""
+
+    @abstractmethod
+    async def secret(self) -> str:
+        """What all front ends know, and nobody else: made by the first that asks."""
 
     @abstractmethod
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:

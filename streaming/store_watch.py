@@ -5,11 +5,12 @@ that are watched, while anybody watches. Out: waiters that wake.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from streaming.failures import SmolgateError
+log = logging.getLogger(__name__)
 
 # How late a change in another process is seen.
 POLL_SECONDS = 0.1
@@ -87,7 +88,8 @@ class RecordWatches:
             watched = list(self._watches)
             try:
                 heads = await self._heads(watched)
-            except SmolgateError:  # whoever reads next is told
+            except Exception as error:  # noqa: BLE001 - whoever reads next is told
+                log.debug("changes are not seen: %s", error)
                 for record_id in watched:
                     self.tell(record_id)
                 continue

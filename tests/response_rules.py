@@ -119,7 +119,7 @@ def check_shape(data: Json, kind: type[BaseModel]) -> None:
     """Strictly as the SDK's type has it, and nothing that it does not know."""
     found = kind.model_validate_json(json.dumps(data), strict=True)
     beyond = set(_extras(found)) - BEYOND
-    assert not beyond, (data["type"] if "type" in data else "response", beyond)
+    assert not beyond, (data.get("type", "response"), beyond)
 
 
 def _extras(value: Any) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 from bench.data_servers import postgres_server, redis_server
 from bench.debian_packages import Unavailable
 
-KINDS = ("memory", "sqlite", "postgres")
+KINDS = ("memory", "sqlite", "postgres", "redis")
 SHARED_KINDS = ("sqlite", "postgres", "redis")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from conftest import FakeUpstream, chunk
+from conftest import FakeUpstream, chunk, until
 from response_rules import check_response, check_stream, events_in
 from server_process import server_process
 from test_server_responses import answers
@@ -65,9 +65,7 @@ async def test_after_a_kill_every_acknowledged_event_is_there_and_no_run_lies(
                 assert reply.status == 200
                 streams.append((reply, bytearray()))
             reading = [asyncio.create_task(_seen(*each)) for each in streams]
-            async with asyncio.timeout(60):
-                while not all(b"word 19" in seen for _, seen in streams):
-                    await asyncio.sleep(0.01)
+            await until(lambda: all(b"word 19" in seen for _, seen in streams), seconds=60)
             os.kill(server.process.pid, signal.SIGKILL)
             await asyncio.wait(reading)
         with server_process(**values) as server:

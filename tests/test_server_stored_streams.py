@@ -159,11 +159,11 @@ async def test_a_name_is_its_keys_own(make_gateway: MakeGateway) -> None:
         assert response.status == 404
         assert (await response.json())["error"]["code"] == "stream_not_found"
     second = await post(gateway, **theirs)
-    assert await resumed(gateway, **mine) == first
-    assert await resumed(gateway, **theirs) == second
+    assert await resumed(gateway, 0, **mine) == first
+    assert await resumed(gateway, 0, **theirs) == second
     async with gateway.session.delete(url, headers=theirs) as response:
         assert response.status == 204
-    assert await resumed(gateway, **mine) == first
+    assert await resumed(gateway, 0, **mine) == first
 
 
 @pytest.mark.parametrize(
@@ -330,11 +330,35 @@ async def test_a_store_that_cannot_be_written_is_a_503_and_the_server_goes_on(
     assert text_of(await gateway.stream(ASK), "content") == "hello"
 
 
+@pytest.mark.parametrize("address", ["redis://127.0.0.1:1/0", "postgresql://u@127.0.0.1:1/db"])
+async def test_without_its_shared_store_a_server_goes_on_by_itself(
+    make_gateway: MakeGateway, tmp_path: Path, address: str
+) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps([{"name": "me", "key": "mine", "requests_per_minute": 5}]))
+    gateway = await make_gateway(store=address, api_keys_file=str(keys))
+    mine = {"Authorization": "Bearer mine"}
+    url, named = chat_url(gateway.base), mine | NAMED
+    async with gateway.session.post(url, json=ASK, headers=named) as response:
+        assert response.status == 503
+        assert (await response.json())["error"]["code"] == "store_unavailable"
+    again = mine | {"Idempotency-Key": "one"}
+    told = [await gateway.stream(ASK, headers=again) for _ in range(2)]
+    assert [text_of(events, "content") for events in told] == ["hello", "hello"]
+    assert told[0][0]["id"] == told[1][0]["id"]
+    async with gateway.session.get(f"{gateway.base}/v1/runs", headers=mine) as response:
+        assert (response.status, (await response.json())["data"]) == (200, [])
+    async with gateway.session.get(f"{gateway.base}/v1/stream/x", headers=mine) as response:
+        assert response.status == 503
+    async with gateway.session.get(f"{gateway.base}/v1/models", headers=mine) as response:
+        assert response.status == 429  # counted here
+
+
 async def test_what_a_client_has_seen_outlives_a_killed_server_and_ends_with_an_error(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.handler = halting
-    values = {
+    values: dict[str, Any] = {
         "UPSTREAM_OPENAI_BASE": upstream.base,
         "AGENT_MODEL": "up",
         "STORE": f"sqlite:{tmp_path}/store.sqlite3",

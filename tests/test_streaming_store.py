@@ -18,7 +18,7 @@ from streaming.store import (
     Store,
 )
 
-HERE = FrontEnd(id="here", machine="m", socket="/s", url="http://here", secret="x")
+HERE = FrontEnd(id="here", machine="m", socket="/s", url="http://here")
 
 
 @pytest.fixture(params=KINDS)
@@ -153,6 +153,12 @@ async def test_a_front_end_is_known_while_it_lives(store: Store) -> None:
     assert await store.front_end("here") == HERE
     await store.heartbeat(HERE, -1)
     assert await store.front_end("here") is None
+
+
+async def test_all_front_ends_know_one_secret(store: Store) -> None:
+    secret = await store.secret()
+    assert len(secret) > 30
+    assert await store.secret() == secret
 
 
 async def test_requests_of_a_key_are_paid_by_the_minute_and_tokens_by_the_day(store: Store) -> None:

@@ -119,8 +119,15 @@ class _Postgres:
     def now(self) -> float:
         return float(self.rows("SELECT extract(epoch FROM clock_timestamp())")[0][0])
 
+    def lock(self, name: str) -> None:
+        self.rows("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", name)
+
     def _execute(self, statement: str, values: tuple[Any, ...]) -> psycopg.Cursor[tuple[Any, ...]]:
         text = statement.replace("BLOB", "BYTEA").replace("?", "%s")
+        # No text of its holds a zero, so nothing is found by one.
+        values = tuple(
+            value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in values
+        )
         return self._connection.execute(text.encode(), values)  # its own, with place holders only
 
 

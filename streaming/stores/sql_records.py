@@ -25,6 +25,9 @@ _decode = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 def create(db: SqlConnection, record: Record, *, replace: bool, most: int) -> None:
+    if most:
+        db.lock(f"{record.kind} {record.owner}")
+    db.lock(record.id)
     there = db.rows("SELECT 1 FROM records WHERE id = ?", record.id)
     if there and not replace:
         raise AlreadyStored("It is stored already.")

@@ -20,6 +20,9 @@ class SqlConnection(Protocol):
 
     def now(self) -> float: ...
 
+    def lock(self, name: str) -> None:
+        """Until the transaction's end nobody else has this lock: what is read is still so when it is written."""
+
 
 MIGRATIONS: Sequence[Sequence[str]] = (
     (
@@ -45,7 +48,8 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             data BLOB NOT NULL, PRIMARY KEY (conversation, position))""",
         """CREATE TABLE front_ends (
             id TEXT PRIMARY KEY, until DOUBLE PRECISION NOT NULL, machine TEXT NOT NULL,
-            socket TEXT NOT NULL, url TEXT NOT NULL, secret TEXT NOT NULL)""",
+            socket TEXT NOT NULL, url TEXT NOT NULL)""",
+        "CREATE TABLE secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
         """CREATE TABLE claims (
             thing BLOB PRIMARY KEY, front_end TEXT NOT NULL, until DOUBLE PRECISION NOT NULL)""",
         "CREATE INDEX claims_until ON claims (until)",

@@ -4,6 +4,7 @@ In: a connection and plain values. Out: rows read and written. Time is the store
 the front ends do not matter.
 """
 
+import secrets
 from collections.abc import Sequence
 
 from streaming.store import Conversation, FrontEnd, KeyUse
@@ -16,12 +17,19 @@ DAY_SECONDS = 86_400.0
 
 def heartbeat(db: SqlConnection, front_end: FrontEnd, seconds: float) -> None:
     db.run(
-        "INSERT INTO front_ends (id, until, machine, socket, url, secret) VALUES (?, ?, ?, ?, ?, ?) "
+        "INSERT INTO front_ends (id, until, machine, socket, url) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (id) DO UPDATE SET until = excluded.until, socket = excluded.socket, "
-        "url = excluded.url, secret = excluded.secret",
-        *(front_end.id, db.now() + seconds),
-        *(front_end.machine, front_end.socket, front_end.url, front_end.secret),
+        "url = excluded.url",
+        *(front_end.id, db.now() + seconds, front_end.machine, front_end.socket, front_end.url),
     )
+
+
+def secret(db: SqlConnection) -> str:
+    db.run(
+        "INSERT INTO secrets (name, value) VALUES ('front ends', ?) ON CONFLICT (name) DO NOTHING",
+        secrets.token_urlsafe(32),
+    )
+    return str(db.rows("SELECT value FROM secrets WHERE name = 'front ends'")[0][0])
 
 
 def leave(db: SqlConnection, front_end_id: str) -> None:
@@ -31,7 +39,7 @@ def leave(db: SqlConnection, front_end_id: str) -> None:
 
 def front_end(db: SqlConnection, front_end_id: str) -> FrontEnd | None:
     found = db.rows(
-        "SELECT id, machine, socket, url, secret FROM front_ends WHERE id = ? AND until > ?",
+        "SELECT id, machine, socket, url FROM front_ends WHERE id = ? AND until > ?",
         *(front_end_id, db.now()),
     )
     return (
@@ -48,6 +56,7 @@ def claim(
     instead_of: str | None,
     by_force: bool,
 ) -> str | None:
+    db.lock(thing.hex())
     if not by_force:
         owner = owner_of(db, thing)
         if owner not in {None, front_end_id, instead_of}:

@@ -5,6 +5,7 @@ group commit, and one for what is read, which need not wait for it.
 """
 
 import asyncio
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
@@ -45,11 +46,19 @@ class SqlStore(Store):
         return await self._timed(procedure, writes=False)
 
     async def _timed(self, procedure: Procedure[Result], *, writes: bool) -> Result:
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await self._ask(procedure, writes=writes)
         except TimeoutError:
+            self.failures += 1
             raise StoreFailed("The store does not answer.", retry_after=5.0) from None
+        except StoreFailed:
+            self.failures += 1
+            raise
+        finally:
+            if writes:
+                self.write_seconds.observe(time.perf_counter() - began)
 
     async def create(self, record: Record, *, replace: bool = False, most: int = 0) -> None:
         await self._write(lambda db: sql_records.create(db, record, replace=replace, most=most))
@@ -174,6 +183,9 @@ class SqlStore(Store):
 
     async def front_end(self, front_end_id: str) -> FrontEnd | None:
         return await self._read(lambda db: sql_sharing.front_end(db, front_end_id))
+
+    async def secret(self) -> str:
+        return await self._write(sql_sharing.secret)
 
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:
         return await self._write(lambda db: sql_records.adopt_lost(db, front_end_id, run, limit))

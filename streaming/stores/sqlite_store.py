@@ -178,6 +178,9 @@ class _Sqlite:
     def now(self) -> float:
         return time.time()
 
+    def lock(self, name: str) -> None:
+        """Whoever writes has the whole file."""
+
 
 def _make_file(path: Path) -> None:
     """Its -wal and -shm files take the mode from it."""
