@@ -69,9 +69,16 @@ _EXAMPLES = {
 }
 
 
-_PAGE = ("order", "after", "limit")
+_PAGE = {
+    "order": "asc, or desc, which is the default.",
+    "after": "The id of the item before the page.",
+    "limit": "1 to 100, 20 by default.",
+}
 _QUERIES = {
-    ("GET", "/responses/{id}"): ("stream", "starting_after"),
+    ("GET", "/responses/{id}"): {
+        "stream": "true: its events, live.",
+        "starting_after": "The number of the last event that the client has.",
+    },
     ("GET", "/responses/{id}/input_items"): _PAGE,
     ("GET", "/conversations/{id}/items"): _PAGE,
 }
@@ -142,7 +149,10 @@ def _response(method: str, path: str, summary: str) -> dict[str, Any]:
         "summary": summary,
         "parameters": [
             *_path_parameters(path),
-            *(_query(name) for name in _QUERIES.get((method, path), ())),
+            *(
+                _query(name, meaning, {"type": "string"})
+                for name, meaning in _QUERIES.get((method, path), {}).items()
+            ),
         ],
         "responses": {
             "200": {"description": "The reply", "headers": _REQUEST_ID, "content": content},
@@ -315,10 +325,6 @@ def _schema(name: str) -> dict[str, str]:
 
 def _header(name: str, meaning: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": meaning, "schema": {"type": "string"}}
-
-
-def _query(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "query", "schema": {"type": "string"}}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:

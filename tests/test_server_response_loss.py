@@ -45,7 +45,7 @@ async def test_after_a_kill_every_acknowledged_event_is_there_and_no_run_lies(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.handler = half_of_them
-    values = {
+    values: dict[str, Any] = {
         "UPSTREAM_OPENAI_BASE": upstream.base,
         "AGENT_MODEL": "up",
         "STORE": f"sqlite:{tmp_path}/store.sqlite3",

@@ -303,8 +303,8 @@ async def test_a_run_under_way_cannot_be_gone_on_from(
 async def test_a_key_sees_only_its_own(upstream: FakeUpstream, make_gateway: MakeGateway) -> None:
     upstream.handler = scripted(lambda messages: answers("ok"))
     gateway = await make_gateway(api_keys=("mine", "yours"))
-    mine = {"headers": {"Authorization": "Bearer mine"}}
-    yours = {"headers": {"Authorization": "Bearer yours"}}
+    mine: dict[str, Any] = {"headers": {"Authorization": "Bearer mine"}}
+    yours: dict[str, Any] = {"headers": {"Authorization": "Bearer yours"}}
     _, response = await ask(gateway, {"input": "go"}, **mine)
     _, conversation = await get(gateway, "/conversations", "POST", json={}, **mine)
     for path in (f"/responses/{response['id']}", f"/conversations/{conversation['id']}"):

@@ -289,7 +289,7 @@ async def test_an_answer_that_the_limit_of_tokens_cut_is_incomplete(
 async def test_tools_that_an_agent_calls_by_name_are_calls_with_their_output(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:
-    @tool
+    @tool  # type: ignore[untyped-decorator]
     def twice(number: int) -> int:
         """Doubles a number.
 
