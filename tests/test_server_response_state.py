@@ -20,14 +20,14 @@ def area(r):
     return math.pi * r * r
 radius = 2
 names = ['a', 'b']
-box = Box()
+crate = Box()
 final_answer('kept')
 </code>"""
 CODE_OF_TURN = {
     "first": FIRST,
     "second": answers("nothing done"),
     "third": "<code>\nfinal_answer(f'{round(area(radius), 2)} {names} {isinstance(Box(), Box)}')\n</code>",
-    "lost": "<code>\ntry:\n    final_answer(box)\nexcept Exception as error:\n    final_answer('lost')\n</code>",
+    "lost": "<code>\ntry:\n    final_answer(crate)\nexcept Exception as error:\n    final_answer('lost')\n</code>",
 }
 
 
@@ -101,7 +101,7 @@ async def remembers(upstream: FakeUpstream, gateway: Gateway) -> None:
     assert third["previous_response_id"] == second["id"]
     # An instance of the agent's own class cannot be kept, and the model is told so.
     said = json.dumps(upstream.bodies()[-1]["messages"])
-    assert "could not be kept: box." in said
+    assert "could not be kept: crate." in said
     assert "Still defined in Python: " in said
     assert "radius = 2" in said  # the step itself is remembered
     _, lost = await ask(gateway, {"input": "lost", "previous_response_id": third["id"]})
