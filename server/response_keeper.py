@@ -7,6 +7,8 @@ It goes on whoever reads; a run whose reader was its only one is stopped by the 
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -20,6 +22,7 @@ from server.response_telling import ResponseTelling, ResponseTerms
 from server.response_wire import Json, ResponseWire
 from streaming.failures import RunStopped, SmolgateError
 from streaming.json_codec import encode_json
+from streaming.run import RunReader
 from streaming.store import Record, RecordGone, Store, StoreFailed
 
 log = logging.getLogger("server")
@@ -79,6 +82,23 @@ class ResponseKeeper:
     def outcome(self) -> str:
         """The run's, in one word."""
         return self._leg.run.outcome or "ok"
+
+    @asynccontextmanager
+    async def followed(self, leave_seconds: float) -> AsyncIterator[RunReader]:
+        """While inside, the run has a reader; when the last one leaves, it is stopped in time."""
+        reading = self._app[SUPERVISOR].reading(
+            self._leg.run, begin=self._leg.begin, leave_seconds=leave_seconds
+        )
+        async with reading as reader:
+            try:
+                yield reader
+            finally:
+                reader.paused = self.paused
+
+    @property
+    def needs_readers(self) -> bool:
+        """It ends when nobody reads it, and can still be joined."""
+        return not self._background and self._leg.run.joinable(self._leg.begin)
 
     async def keep(self) -> None:
         """Write the leg to its end; never raises but for cancellation."""

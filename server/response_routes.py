@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from server.keys import API_KEY, PRESENCE, STORE
+from server.keys import API_KEY, PRESENCE, RESPONSES, STORE
 from server.response_context import KIND, input_of
 from server.response_stream import stream_kept
 from server.responses import json_response
+from server.run_legs import leave_seconds
 from streaming.failures import InvalidRequest, ResponseNotFound
 from streaming.store import Record
 
@@ -44,7 +45,11 @@ async def get_response(request: web.Request) -> web.StreamResponse:
             f"'starting_after' is {start - 1}, and the response has {record.next_sequence} events so far.",
             param="starting_after",
         )
-    return await stream_kept(request, record.id, record.owner, start)
+    keeper = request.app[RESPONSES].get(record.id)
+    if keeper is None or not keeper.needs_readers:
+        return await stream_kept(request, record.id, record.owner, start)
+    async with keeper.followed(leave_seconds(request)):
+        return await stream_kept(request, record.id, record.owner, start)
 
 
 async def delete_response(request: web.Request) -> web.Response:

@@ -83,6 +83,7 @@ class ResponseWire:
         self._kept = 0
         self._thinking: _Open | None = None
         self._part: list[str] = []
+        self._part_characters = 0
         self._codes: list[_Open] = []
         self._tools: dict[str, _Open] = {}
 
@@ -216,8 +217,9 @@ class ResponseWire:
             if not self._part:
                 yield self._part_event("added", "")
             self._part.append(piece)
+            self._part_characters += len(piece)
             yield self._thought_event("delta", delta=piece)
-            if sum(map(len, self._part)) >= MAX_PART_CHARACTERS:
+            if self._part_characters >= MAX_PART_CHARACTERS:
                 yield from self._end_part()
 
     def _end_part(self) -> Iterator[bytes]:
@@ -226,6 +228,7 @@ class ResponseWire:
         yield self._thought_event("done", text=text)
         yield self._part_event("done", text)
         self._part.clear()
+        self._part_characters = 0
         self._parts().append({"type": self._part_type, "text": self._keep(text)})
 
     def _end_thinking(self) -> Iterator[bytes]:

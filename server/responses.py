@@ -156,14 +156,10 @@ async def _keep(
         if asked.stream:
             return await stream_kept(request, terms.id, owner, 0)
         return web.Response(body=keeper.record.body, content_type="application/json")
-    reading = app[SUPERVISOR].reading(leg.run, begin=leg.begin, leave_seconds=seconds)
-    async with reading as reader:
+    async with keeper.followed(seconds) as reader:
         if not asked.stream:
             return await collect_told(request, leg.run, reader, keeper.telling, keeper)
-        try:
-            return await _stream(request, keeper, owner)
-        finally:
-            reader.paused = keeper.paused
+        return await _stream(request, keeper, owner)
 
 
 async def _stream(request: web.Request, keeper: ResponseKeeper, owner: str) -> web.StreamResponse:

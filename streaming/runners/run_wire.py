@@ -20,7 +20,7 @@ from streaming.interpreters.confinement import JailLimits
 from streaming.run_spec import CalledTool, RunSpec
 
 # A worker of another release must not be taken for one of this.
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 # A request may hold MAX_BODY_BYTES of pictures, and a model call all of them again as base64.
 MOST_FRAME_BYTES = 512 << 20
 
