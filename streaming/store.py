@@ -48,7 +48,7 @@ class BadStore(Exception):
 class RecordGone(SmolgateError):
     """The record is no longer this run's to write: deleted, replaced, ended, or taken for lost."""
 
-    status = 409
+    status = 404
     type = "invalid_request_error"
     code = "record_gone"
 
@@ -56,7 +56,7 @@ class RecordGone(SmolgateError):
 class AlreadyStored(SmolgateError):
     """A record of this id is there already."""
 
-    status = 409
+    status = 400
     type = "invalid_request_error"
     code = "already_stored"
 
