@@ -1,5 +1,6 @@
 """A run's events are sorted alike however its texts were cut: thoughts, code without fences, logs."""
 
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -47,7 +48,7 @@ def sorted_acts(events: list[Event], **options: Any) -> list[Act]:
 
 def cut(text: str, places: list[int]) -> list[Event]:
     marks = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
-    return [ModelDelta(text[a:b]) for a, b in zip(marks, marks[1:], strict=False) if a != b]
+    return [ModelDelta(text[a:b]) for a, b in pairwise(marks) if a != b]
 
 
 WRITTEN = (
