@@ -40,7 +40,7 @@ def sorted_acts(events: list[Event], **options: Any) -> list[Act]:
         for act in sorter.feed(event):
             last = found[-1] if found else None
             if isinstance(act, Thought | Code | Logs) and type(act) is type(last):
-                found[-1] = type(act)(last.text + act.text)  # type: ignore[union-attr]
+                found[-1] = type(act)(last.text + act.text)
             else:
                 found.append(act)
     return found
