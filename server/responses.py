@@ -57,8 +57,9 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     if request.content_type not in {"application/json", "application/octet-stream", "text/plain"}:
         raise UnsupportedMedia("The request body must be application/json.")
     body = await request.read()
-    model = route_of(body).model_id or request.headers.get("X-Model")
+    model = route_of(body).model_id
     agents, upstreams = request.app[AGENTS], request.app[UPSTREAMS]
+    model = model or request.headers.get("X-Model")
     route = upstreams.exact(model)
     if route is None and model not in agents:
         route = upstreams.by_prefix(model)

@@ -58,7 +58,7 @@ async def test_openai_for_python(
 ) -> None:
     upstream.handler = turns
     gateway = await make_gateway()
-    source = (PROGRAMS / "openai_python_responses.py").read_text()
+    source = (PROGRAMS / "agent_responses_python.py").read_text()
     told = json.loads(await run_program([*python_of(environment), "-"], source, gateway))
     assert told["version"].startswith(version)
     check(told)
@@ -67,5 +67,5 @@ async def test_openai_for_python(
 async def test_openai_for_node(upstream: FakeUpstream, make_gateway: MakeGateway) -> None:
     upstream.handler = turns
     gateway = await make_gateway()
-    source = (PROGRAMS / "openai_node_responses.mjs").read_text()
+    source = (PROGRAMS / "agent_responses_node.mjs").read_text()
     check(json.loads(await run_program(node(), source, gateway)))
