@@ -37,6 +37,7 @@ from server.response_schema import (
     MessageItem,
     ResponseRequest,
 )
+from streaming.events import Failure
 from streaming.failures import InvalidRequest
 
 Json = dict[str, Any]
@@ -138,20 +139,33 @@ def renamed(error: InvalidRequest, read: ReadInput) -> InvalidRequest:
         index = int(found[1])
         return read.places[index] if index < len(read.places) else "input"
 
-    message = _PLACE.sub(place, error.message)
-    param = _PLACE.sub(place, error.param or "") or None
-    for old, new in _NAMES.items():
-        message = message.replace(f"'{old}", f"'{new}")
-        if param is not None and (param == old or param.startswith(f"{old}.")):
-            param = new + param.removeprefix(old)
+    message = _own_names(_PLACE.sub(place, error.message))
+    param = _own_names(_PLACE.sub(place, error.param or "")) or None
     return InvalidRequest(message, param=param, code=error.code)
 
 
-_NAMES = {
-    "response_format.json_schema.schema": "text.format.schema",
-    "messages": "input",
-    "tool_choice.allowed_tools": "tool_choice",
-}
+def renamed_failure(failure: Failure) -> Failure:
+    """A run's failure for what its request held, by the names of this API."""
+    if failure.param is None:
+        return failure
+    return msgspec.structs.replace(
+        failure, message=_own_names(failure.message), param=_own_names(failure.param)
+    )
+
+
+def _own_names(text: str) -> str:
+    for pattern, name in _NAMES:
+        text = pattern.sub(name, text)
+    return text
+
+
+# What chat calls them, and what they are called here.
+_NAMES = (
+    (re.compile(r"\bresponse_format\.json_schema\.schema\b"), "text.format.schema"),
+    (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
+    (re.compile(r"\btool_choice\.allowed_tools\b"), "tool_choice"),
+    (re.compile(r"(?<=')messages(?=')|^messages\b"), "input"),
+)
 
 
 def _checked(item: Json, kind: type[msgspec.Struct], place: str) -> None:

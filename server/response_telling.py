@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.chat_wire import Tokens
+from server.response_input import renamed_failure
 from server.response_schema import ResponseRequest, ResponseTool
 from server.response_wire import LIVE_LOGS, ResponseWire, failure_object, usage_object
 from streaming.client_tools import python_name
-from streaming.events import Event, Final, Remembered, Started
+from streaming.events import Event, Failure, Final, Remembered, Started
 from streaming.item_sorter import ItemSorter
 from streaming.run import Run
 from streaming.transcript import Transcript
@@ -72,6 +73,8 @@ class ResponseTelling:
     def feed(self, events: Iterable[Event]) -> list[bytes]:
         told: list[bytes] = []
         for event in events:
+            if isinstance(event, Failure):
+                event = renamed_failure(event)
             self.transcript.feed(event)
             if isinstance(event, Remembered):
                 self.memory = event.memory

@@ -30,7 +30,7 @@ from streaming.interpreters.kept_variables import (
 from streaming.pictures import pictures
 from streaming.run_spec import Image
 
-MOST_STEP_BYTES = 4 << 20
+MOST_STEP_BYTES = 2 << 20
 MOST_DEFINITIONS = 500
 MOST_DEFINITION_BYTES = 256 << 10
 MOST_TOLD_NAMES = 50
@@ -92,14 +92,14 @@ def memory_of(data: bytes) -> AgentMemory:
 def recall(agent: MultiStepAgent, memory: AgentMemory) -> None:
     """Give a fresh agent an earlier one's memory, before its history and its task. Raises ValueError for a broken image."""
     steps = [_step_of(kept) for kept in memory.steps]
-    if (told := _told(memory)) is not None:
-        steps.append(told)
+    interpreter: Any = getattr(agent, "python_executor", None)
+    if hasattr(interpreter, "recall"):
+        interpreter.recall(memory.values, memory.definitions)
+        if (told := _told(memory)) is not None:
+            steps.append(told)
     agent.memory.steps = steps
     if steps:
         plan_afresh(agent, [_as_turn(step) for step in steps])
-    interpreter: Any = getattr(agent, "python_executor", None)
-    if (memory.values or memory.definitions) and hasattr(interpreter, "recall"):
-        interpreter.recall(memory.values, memory.definitions)
 
 
 def kept_memory(

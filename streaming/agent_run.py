@@ -186,8 +186,17 @@ class _Drive:
         cut = reader.ran_out_of_steps and agent.model.finish_reason == "length"
         answer = _until_stop(answer, spec.stop)
         if spec.keeps_memory:
-            self._channel.send(Remembered(kept_memory(agent, before, spec.images, answer)))
+            self._remember(agent, before, answer)
         return Final(answer, cut, reader.ran_out_of_steps)
+
+    def _remember(self, agent: MultiStepAgent, before: AgentMemory, answer: str | None) -> None:
+        """An answer that is there is not given up for what an agent's own memory steps may raise."""
+        try:
+            memory = kept_memory(agent, before, self._spec.images, answer)
+        except Exception:
+            log.exception("run %s: its memory cannot be kept", self._spec.run_id)
+            return
+        self._channel.send(Remembered(memory))
 
 
 def _until_stop(answer: str | None, stops: Sequence[str]) -> str | None:

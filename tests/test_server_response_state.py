@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from conftest import FakeUpstream, Gateway, MakeGateway, chunk, scripted
+from conftest import FakeUpstream, Gateway, MakeGateway, chunk, scripted, until
 from response_rules import check_response, check_stream, events_in
 from test_server_responses import answers, ask, streamed, text_of
+
+from server.keys import SUPERVISOR
 
 FIRST = """<code>
 import math
@@ -342,3 +344,47 @@ async def test_conversations_have_items_and_metadata(make_gateway: MakeGateway) 
     gone = {"id": made["id"], "object": "conversation.deleted", "deleted": True}
     assert await get(gateway, path, "DELETE") == (200, gone)
     assert (await get(gateway, path))[0] == 404
+
+
+async def test_a_store_that_cannot_be_had_is_said_before_anything_runs(
+    upstream: FakeUpstream, make_gateway: MakeGateway, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    upstream.handler = scripted(lambda messages: answers("ok"))
+    gateway = await make_gateway(store=f"sqlite:{blocked}/store.sqlite3")
+    for stream in (False, True):
+        status, told = await ask(gateway, {"input": "go", "stream": stream})
+        assert (status, told["error"]["code"]) == (503, "store_unavailable")
+    assert not upstream.requests
+    status, told = await ask(gateway, {"input": "go", "store": False})
+    assert (status, text_of(told)) == (200, "ok")
+
+
+async def test_who_reads_by_get_keeps_a_run_going_whose_client_left(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    upstream.handler = held = Held()
+    gateway = await make_gateway(on_disconnect=0.5)
+    body = {"input": "go", "stream": True}
+    raw = b""
+    async with gateway.session.post(f"{gateway.base}/v1/responses", json=body) as response:
+        while b"Well." not in raw:
+            raw += await response.content.readany()
+        response_id = events_in(raw[: raw.index(b"\n\n") + 2] + b"data: [DONE]\n\n")[0]["response"][
+            "id"
+        ]
+        watching = asyncio.create_task(get_events(gateway, response_id))
+        run = next(iter(gateway.app[SUPERVISOR].runs.values()))
+        await until(lambda: run.readers == 2)
+    await asyncio.sleep(1)
+    held.gate.set()
+    assert (await watching)[-1]["response"]["status"] == "completed"
+
+
+async def test_a_schema_that_is_none_is_refused_by_its_name_here(make_gateway: MakeGateway) -> None:
+    gateway = await make_gateway()
+    wanted = {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}
+    status, told = await ask(gateway, {"input": "go", "text": {"format": wanted}})
+    assert (status, told["error"]["param"]) == (400, "text.format.schema")
+    assert "response_format" not in told["error"]["message"]

@@ -83,7 +83,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"text": {"verbosity": "loud"}}, "text.verbosity"),
     ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
     ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools.0.type"),
-    ({"tools": [{"type": "function", "name": "a b"}]}, "tools.0.function.name"),
+    ({"tools": [{"type": "function", "name": "a b"}]}, "tools.0.name"),
     (
         {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["f"]}}]},
         "tools.0.container.file_ids",

@@ -15,7 +15,7 @@ from streaming.interpreters.value_writer import encode_faithfully
 MOST_VARIABLES = 1000
 MOST_NAME_CHARACTERS = 200
 # Of all values together.
-MOST_KEPT_BYTES = 4 << 20
+MOST_KEPT_BYTES = 2 << 20
 # smolagents' own.
 _NOT_VARIABLES = frozenset({"_print_outputs", "_operations_count", "final_answer"})
 
