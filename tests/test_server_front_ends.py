@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from conftest import FakeUpstream, chunk, events_of, scripted, text_of, until
+from conftest import FakeUpstream, MakeGateway, chunk, events_of, scripted, text_of, until
 from server_process import ServerProcess, server_process
 from store_servers import SHARED_KINDS, StoreServers
 from test_server_chat_agent import by_turn
@@ -21,6 +21,8 @@ from test_server_client_tools import ONE_CALL, USER, WEATHER, with_results
 
 from bench.debian_packages import Unavailable
 from bench.nginx_site import nginx_site
+from server.keys import STORE
+from streaming.store import Record
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "go"}], "stream": True}
 ANSWER = "<code>\nfinal_answer('hello')\n</code>"
@@ -264,6 +266,37 @@ async def what_a_killed_server_had_has_failed_is_free_again_and_is_not_run_twice
     upstream.handler = scripted(lambda messages: ANSWER)
     status, events = await fleet.post("nginx", **headers)
     assert (status, text_of(events, "content")) == (200, "hello")
+
+
+async def test_a_client_that_leaves_before_its_run_is_begun_keeps_no_place(
+    make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await make_gateway(store_shared=True, max_per_key=1)
+    store, asked, go_on = gateway.app[STORE], asyncio.Event(), asyncio.Event()
+    create, delete, deleted = store.create, store.delete, asyncio.Event()
+
+    async def slow(record: Record, **options: Any) -> None:
+        asked.set()
+        await go_on.wait()
+        await create(record, **options)
+
+    async def noted(*asked: str) -> bool:
+        was_there = await delete(*asked)
+        deleted.set()
+        return was_there
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "create", slow)
+        patch.setattr(store, "delete", noted)
+        leaving = asyncio.create_task(gateway.stream(ASK))
+        await asked.wait()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        go_on.set()
+        async with asyncio.timeout(30):
+            await deleted.wait()
+    assert await store.records("", "run") == []
+    assert text_of(await gateway.stream(ASK), "content") == "hello"
 
 
 SCENARIOS = (
