@@ -47,6 +47,7 @@ bench: .venv/.tests ## measure; prints ratios
 	$(BIN)/python -m bench.embedded_tasks
 	$(BIN)/python -m bench.conversations
 	$(BIN)/python -m bench.store
+	$(BIN)/python -m bench.terminal_view
 
 .PHONY: torture
 torture: .venv/.tests ## run the worst code that a model can write, and print what became of it

@@ -17,6 +17,7 @@ from server import (
     parts,
     relay_routes,
     runs,
+    stream_check,
     stream_routes,
 )
 from server.api_keys import load_keys
@@ -87,6 +88,7 @@ def create_app(
         app.router.add_get(f"{prefix}/readyz", health.readyz)
         app.router.add_get(f"{prefix}/metrics", metrics.metrics)
         app.router.add_get(f"{prefix}/openapi.json", openapi.openapi)
+        app.router.add_get(f"{prefix}/stream-check", stream_check.stream_check)
         app.router.add_get(f"{prefix}/models", models.list_models)
         app.router.add_get(f"{prefix}/models/{{id:.+}}", models.get_model)
         app.router.add_post(f"{prefix}/chat/completions", chat.chat_completions)

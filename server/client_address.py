@@ -19,13 +19,22 @@ _MOST_HOPS = 16
 
 def client_address(request: web.Request) -> str:
     """An IP address, or `unix` for the other end of a unix socket."""
-    # Without a transport the connection is gone already.
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    address = str(peer[0]) if isinstance(peer, tuple) else "unix"
+    address = _peer(request)
     trusted = request.app[SETTINGS].trusted_proxies
     if not trusted:
         return address
     return behind(address, request.headers.getall("X-Forwarded-For", ()), trusted)
+
+
+def is_trusted_peer(request: web.Request) -> bool:
+    """What the connection's other end says of its own client is believed."""
+    return _is_trusted(_peer(request), request.app[SETTINGS].trusted_proxies)
+
+
+def _peer(request: web.Request) -> str:
+    # Without a transport the connection is gone already.
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return str(peer[0]) if isinstance(peer, tuple) else "unix"
 
 
 def behind(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:

@@ -72,13 +72,18 @@ class FrontEnds:
         if not self._presence.reachable:
             return
         record = Record(id=run_id, owner=owner, kind=KIND, run=run_id, front_end="")
+        creating = asyncio.ensure_future(self._presence.create(record, most=most))
         try:
-            await self._presence.create(record, most=most)
+            await asyncio.shield(creating)
         except OverLimit:
             raise busy("key_limit") from None
         except StoreFailed as error:
             log.warning("run %s is not listed elsewhere: %s", run_id, error)
+            self._presence.abandon(record)  # it may be there all the same
             return
+        except asyncio.CancelledError:
+            self._later(self._undo(creating, run_id, owner))
+            raise
         self._published[run_id] = self._presence.hold(run_id, run_id, lambda: self._cancel(run_id))
 
     def end(self, run: Run) -> None:
@@ -102,6 +107,11 @@ class FrontEnds:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+    async def _undo(self, creating: "asyncio.Future[None]", run_id: str, owner: str) -> None:
+        """The client left before the run was begun; its record must not keep a place."""
+        await asyncio.gather(creating, return_exceptions=True)
+        await self._forget(run_id, owner)
 
     async def _forget(self, run_id: str, owner: str) -> None:
         with suppress(StoreFailed):

@@ -157,9 +157,8 @@ class StreamKeeper:
         self._app[SUPERVISOR].stop(
             self._run, RunStopped("The stream cannot be stored.", code=error.code)
         )
-        if self._created:
-            self._presence.abandon(self.record)
-        else:
+        self._presence.abandon(self.record)  # it may be there, whatever was told
+        if not self._created:
             self.refusal = error
 
     @contextmanager
