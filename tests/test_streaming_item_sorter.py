@@ -112,3 +112,14 @@ def test_what_is_open_when_a_run_fails_is_ended() -> None:
 
     events = [STARTED, *cut("<code>\nx = 1", []), Failure("no")]
     assert sorted_acts(events) == [Code("x = 1"), CodeRuns(), CodeEnds(failed=True)]
+
+
+def test_a_tool_of_an_mcp_server_is_told_with_its_name() -> None:
+    from smolagents.memory import ToolCall as AgentToolCall
+
+    from streaming.steps import StepReader
+
+    reader = StepReader(writes_code=False, servers={"look": "files"})
+    calls = [AgentToolCall("look", {"at": 1}, "1"), AgentToolCall("own", {}, "2")]
+    events = [event for call in calls for event in reader.events(call, printed_live=False)]
+    assert events == [ToolCall("1", "look", '{"at": 1}', "files"), ToolCall("2", "own", "{}")]
