@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,10 @@ async def half_of_them(request: web.Request) -> web.StreamResponse:
 
 async def _seen(response: aiohttp.ClientResponse, into: bytearray) -> None:
     """Read until the server is gone."""
-    try:
-        async for data in response.content.iter_any():
-            into += data
-    except aiohttp.ClientError:
-        pass
+    with suppress(aiohttp.ClientError):
+        async with response:
+            async for data in response.content.iter_any():
+                into += data
 
 
 async def test_after_a_kill_every_acknowledged_event_is_there_and_no_run_lies(
@@ -70,8 +70,8 @@ async def test_after_a_kill_every_acknowledged_event_is_there_and_no_run_lies(
             await asyncio.wait(reading)
         with server_process(**values) as server:
             ends = [await _end_of(session, server.base, bytes(seen)) for _, seen in streams]
-    assert ends[1::2] == ["failed"] * (RUNS // 2)
-    assert set(ends[::2]) <= {"completed", "failed"}
+    assert ends[1::2] == ["failed, incomplete"] * (RUNS // 2)
+    assert set(ends[::2]) <= {"completed", "failed, completed", "failed, incomplete"}
     assert len(upstream.requests) == RUNS  # nothing was run twice
 
 
@@ -95,7 +95,11 @@ async def _end_of(session: aiohttp.ClientSession, base: str, seen: bytes) -> str
             *("server_error", "server_lost"),
         )
         assert events[-1]["type"] == "response.failed"
-        assert [item["status"] for item in response["output"]][-1] == "incomplete"
+        statuses = [item["status"] for item in response["output"]]
+        assert set(statuses[:-1]) <= {"completed"}
+        # Between two items nothing is open.
+        assert statuses[-1] in {"incomplete", "completed"}
     async with session.get(url) as reply:
         assert await reply.json() == response
-    return str(response["status"])
+    last = response["output"][-1]["status"]
+    return "completed" if response["status"] == "completed" else f"failed, {last}"
