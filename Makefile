@@ -46,6 +46,7 @@ bench: .venv/.tests ## measure; prints ratios
 	$(BIN)/python -m bench.relay --no-goals
 	$(BIN)/python -m bench.embedded_tasks
 	$(BIN)/python -m bench.conversations
+	$(BIN)/python -m bench.store
 	$(BIN)/python -m bench.terminal_view
 
 .PHONY: torture
@@ -92,7 +93,7 @@ clean: ## remove .venv and all caches
 	@touch $@
 
 .venv/.tests: .venv/.runs
-	$(PIP) --editable '.[embedded,fast,mcp,otel,test]'
+	$(PIP) --editable '.[embedded,fast,mcp,otel,postgres,redis,test]'
 	@touch $@
 
 .venv-clients/node/.made: tests/clients/package.json tests/clients/package-lock.json

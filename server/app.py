@@ -19,6 +19,7 @@ from server import (
     run_events,
     runs,
     stream_check,
+    stream_routes,
 )
 from server.api_keys import load_keys
 from server.auth import auth_middleware
@@ -38,13 +39,16 @@ from server.keys import (
     OPEN_FILES,
     RELAYS,
     REQUEST_COUNTS,
+    RESPONSES,
     RUN_WATCH,
     SETTINGS,
+    STREAMS,
 )
 from server.loop_lag import loop_lag
 from server.page_files import serve_page
 from server.request_counts import RequestCounts
 from server.request_log import request_log_middleware
+from server.response_api import RESPONSE_ROUTES
 from server.run_watch import RunWatch
 from server.runs_page import page_or_list
 from server.settings import Settings
@@ -72,13 +76,22 @@ def create_app(
     app[CODE_IMPORTS] = getattr(agents, "code_imports", frozenset())
     app[MCP_SERVERS] = getattr(agents, "mcp_servers", {})
     app[RELAYS] = set()
+    app[STREAMS] = set()
+    app[RESPONSES] = {}
     app[REQUEST_COUNTS] = RequestCounts()
     app[FINISHED_RUNS] = FinishedRuns(settings.runner)
     app[RUN_WATCH] = RunWatch(partial(runs.everybodys_runs, app))
     app[OPEN_FILES] = set()
     app.cleanup_ctx.extend((loop_lag, image_fetch))
     app.cleanup_ctx.extend(
-        (parts.embedded_model, parts.upstreams, parts.jail, parts.mcp, parts.supervisor)
+        (
+            parts.embedded_model,
+            parts.upstreams,
+            parts.jail,
+            parts.mcp,
+            parts.store,
+            parts.supervisor,
+        )
     )
     for prefix in ("", "/v1"):
         app.router.add_get(f"{prefix}/healthz", health.healthz)
@@ -93,6 +106,13 @@ def create_app(
         app.router.add_get(f"{prefix}/runs/events", run_events.run_events)
         app.router.add_get(f"{prefix}/runs/{{id}}", runs.get_run)
         app.router.add_post(f"{prefix}/runs/{{id}}/cancel", runs.cancel_run)
+        for path in ("/stream", "/stream/{id}"):
+            app.router.add_get(prefix + path, stream_routes.resume_stream, allow_head=False)
+            app.router.add_delete(prefix + path, stream_routes.delete_stream)
+        app.router.add_post(f"{prefix}/streams/lookup", stream_routes.lookup_streams)
+        # Before the relay's: what is asked of an upstream's model goes on to it.
+        for method, path, handler, _ in RESPONSE_ROUTES:
+            app.router.add_route(method, prefix + path, handler)
         for method, path in relay_routes.ROUTES:
             app.router.add_route(method, prefix + path, relay_routes.relay_route)
     if settings.page:

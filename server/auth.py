@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from server.joining import is_of_worker
+from server.joining import is_passed_on
 from server.key_ring import KeyHolder
 from server.keys import (
     API_KEY,
@@ -17,6 +17,7 @@ from server.keys import (
     OPEN_FILES,
     REQUEST_COUNTS,
     SETTINGS,
+    SHARED_USE,
     TOKEN_METER,
 )
 from server.page_negotiation import asks_for_page
@@ -34,8 +35,11 @@ async def auth_middleware(request: web.Request, handler: Handler) -> web.StreamR
     ring = request.app[KEY_RING]
     if ring.is_set and not _is_open(request):
         holder = ring.holder_of(request.headers.get("Authorization", ""))
-        if not is_of_worker(request):  # else it was counted where it came in
-            holder.count_request()
+        if not is_passed_on(request):  # else it was counted where it came in
+            if (shared := request.app.get(SHARED_USE)) is not None:
+                await shared.count_request(holder)
+            else:
+                holder.count_request()
         request[KEY_HOLDER] = holder
         request[API_KEY] = holder.key.id
         if holder.key.tokens_per_day:

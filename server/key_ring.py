@@ -54,14 +54,23 @@ class KeyHolder:
             return
         now = time.monotonic()
         paid_until = max(now, self._paid_until) + MINUTE_SECONDS / self.key.requests_per_minute
-        ahead = paid_until - now - MINUTE_SECONDS
+        self.check_pace(paid_until - now)
+        self.note(1, 0)
+        self._tell(self.key.id, 1, 0)
+
+    def check_pace(self, ahead_seconds: float) -> None:
+        """Raises KeyLimit where requests are paid further ahead than a minute."""
+        ahead = ahead_seconds - MINUTE_SECONDS
         if ahead > 1e-6:
             raise KeyLimit(
                 f"This API key may send {self.key.requests_per_minute} requests a minute.",
                 retry_after=math.ceil(ahead),
             )
-        self.note(1, 0)
-        self._tell(self.key.id, 1, 0)
+
+    def learn_tokens(self, tokens_today: int) -> None:
+        """So many were used today, here and elsewhere."""
+        self._begin_day()
+        self._tokens = max(self._tokens, tokens_today)
 
     def add_tokens(self, tokens: int) -> None:
         self.note(0, tokens)

@@ -10,6 +10,8 @@ from server.finished_runs import FinishedRuns
 from server.idempotency import Replays
 from server.identity import Identity
 from server.key_ring import KeyHolder, KeyRing
+from server.neighbours import Neighbours
+from server.presence import Presence
 from server.request_counts import RequestCounts
 from server.run_watch import RunWatch
 from server.settings import Settings
@@ -18,16 +20,20 @@ from server.worker_link import LinkedEmbedded, WorkerLink
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
 from streaming.mcp_server import McpServer
+from streaming.store import Store
 from streaming.supervisor import Runner, Supervisor
 from streaming.tool_desk import ToolDesk
 from streaming.upstream_group import UpstreamGroup
 
 if TYPE_CHECKING:  # the first is loaded only where it is used
     from server.embedded import EmbeddedUpstream
+    from server.front_ends import FrontEnds
     from server.image_fetch import ImageFetch
     from server.loop_lag import LoopLag
     from server.mcp_tools import McpTools
     from server.metered_reply import TokenMeter
+    from server.response_keeper import ResponseKeeper
+    from server.shared_use import SharedUse
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 # The agents' upstream, and all of them.
@@ -38,6 +44,18 @@ RUNNER: web.AppKey[Runner] = web.AppKey("runner", Runner)
 TOOL_DESK: web.AppKey[ToolDesk] = web.AppKey("tool_desk", ToolDesk)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream | LinkedEmbedded"] = web.AppKey("embedded")
+
+# What outlives a request, and this process's part in it.
+STORE: web.AppKey[Store] = web.AppKey("store", Store)
+PRESENCE: web.AppKey[Presence] = web.AppKey("presence", Presence)
+# The other processes that serve the same clients, where there are any.
+NEIGHBOURS: web.AppKey[Neighbours] = web.AppKey("neighbours")
+# The front ends over a shared store, and what they use of keys.
+FRONT_ENDS: web.AppKey["FrontEnds"] = web.AppKey("front_ends")
+SHARED_USE: web.AppKey["SharedUse"] = web.AppKey("shared_use")
+# Those who write responses, by their ids, and all who write into the store.
+RESPONSES: web.AppKey[dict[str, "ResponseKeeper"]] = web.AppKey("responses", dict)
+STREAMS: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("streams", set)
 
 # The line to the parent, where this is one of many workers.
 WORKER_LINK: web.AppKey[WorkerLink] = web.AppKey("worker_link", WorkerLink)

@@ -10,8 +10,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -19,7 +20,7 @@ from server.api_keys import load_keys
 from server.app import create_app
 from server.drain import drain
 from server.http_runner import HttpRunner
-from server.keys import KEY_RING
+from server.keys import KEY_RING, PRESENCE
 from server.listening_sockets import BACKLOG, UNIX_SOCKET_MODE, is_loopback
 from server.settings import Settings
 from server.slow_clients import SlowClients
@@ -28,6 +29,7 @@ from streaming.agent_context import AgentFactory
 
 log = logging.getLogger("server")
 
+ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})
 MAX_C_INT = 2**31 - 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -60,6 +62,10 @@ class OwnPost:
         await _site(runner, self._settings).start()
         if self._settings.unix_socket is not None:
             os.chmod(self._settings.unix_socket, UNIX_SOCKET_MODE)
+        runner.app[PRESENCE].reached_at(
+            socket_path=_absolute(self._settings.unix_socket),
+            url=advertised(self._settings, runner.addresses),
+        )
         log.info("listening on %s", _address(runner, self._settings))
 
     async def stay(self, runner: web.AppRunner, told: asyncio.Event) -> None:
@@ -154,6 +160,21 @@ def _address(runner: web.AppRunner, settings: Settings) -> str:
         return f"unix:{settings.unix_socket}"
     host, port = runner.addresses[0][:2]
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+def _absolute(path: str | None) -> str:
+    return str(Path(path).absolute()) if path is not None else ""
+
+
+def advertised(settings: Settings, addresses: Sequence[Any] = ()) -> str:
+    """Where the other servers over a shared store reach this one, or nothing."""
+    if settings.advertise_url is not None:
+        return settings.advertise_url
+    if settings.unix_socket is not None or settings.host in ANY_ADDRESS:
+        return ""
+    port = addresses[0][1] if addresses else settings.port
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{port}" if port else ""
 
 
 def say_what_is_missing(settings: Settings) -> None:

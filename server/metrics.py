@@ -21,9 +21,11 @@ from server.auth import allow_metrics
 from server.keys import (
     JAIL_POOL,
     LOOP_LAG,
+    PRESENCE,
     RELAYS,
     REQUEST_COUNTS,
     RUNNER,
+    STORE,
     SUPERVISOR,
     UPSTREAMS,
     WORKER_LINK,
@@ -65,6 +67,7 @@ class AppCollector(Collector):
         yield from self._runs()
         yield from self._work()
         yield from self._machinery()
+        yield from self._store()
 
     def _requests(self) -> Iterator[Metric]:
         counts = self._app[REQUEST_COUNTS]
@@ -182,6 +185,23 @@ class AppCollector(Collector):
             "How late the event loop calls a timer.",
             self._app[LOOP_LAG].seconds,
         )
+
+    def _store(self) -> Iterator[Metric]:
+        store, numbers = self._app[STORE], self._app[PRESENCE].numbers
+        yield _histogram(
+            "smolgate_store_write_seconds",
+            "Until what was written to the store is durable.",
+            store.write_seconds,
+        )
+        failures = CounterMetricFamily(
+            "smolgate_store_failures", "Questions that the store could not answer."
+        )
+        failures.add_metric((), store.failures)
+        yield failures
+        if numbers is not None:  # as of the last minute
+            yield _gauge("smolgate_store_records", "What the store holds.", numbers.records)
+            yield _gauge("smolgate_store_active", "Of these, not ended.", numbers.active)
+            yield _gauge("smolgate_store_bytes", "What they take.", numbers.bytes)
 
 
 def _histogram(name: str, told: str, values: Histogram) -> HistogramMetricFamily:

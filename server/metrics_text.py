@@ -12,10 +12,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 # Of all workers together already: the sum would be wrong.
-SHARED = frozenset({"smolgate_runs_most"}) | {
-    f"smolgate_runner_{name}"
-    for name in ("cluster_usable", "nodes", "cpus", "cpus_free", "gpus", "gpus_free")
-}
+SHARED = frozenset(
+    {
+        "smolgate_runs_most",
+        *(f"smolgate_store_{name}" for name in ("records", "active", "bytes")),
+        *(
+            f"smolgate_runner_{name}"
+            for name in ("cluster_usable", "nodes", "cpus", "cpus_free", "gpus", "gpus_free")
+        ),
+    }
+)
 LASTING_TYPES = ("counter", "histogram")
 
 

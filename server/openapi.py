@@ -17,6 +17,8 @@ from server.chat_request import RoutedRequest
 from server.chat_schema import ChatRequest
 from server.finished_runs import MAX_KEPT
 from server.relay_routes import ROUTES
+from server.response_api import RESPONSE_ROUTES
+from server.response_schema import ResponseRequest
 from server.runs import ENDED_BY_DEFAULT, SCOPES
 from streaming.failures import ClientError, SmolgateError
 
@@ -75,6 +77,21 @@ _EXAMPLES = {
 }
 
 
+_PAGE = {
+    "order": "asc, or desc, which is the default.",
+    "after": "The id of the item before the page.",
+    "limit": "1 to 100, 20 by default.",
+}
+_QUERIES = {
+    ("GET", "/responses/{id}"): {
+        "stream": "true: its events, live.",
+        "starting_after": "The number of the last event that the client has.",
+    },
+    ("GET", "/responses/{id}/input_items"): _PAGE,
+    ("GET", "/conversations/{id}/items"): _PAGE,
+}
+
+
 async def openapi(request: web.Request) -> web.Response:
     """The document."""
     return web.Response(body=msgspec.json.encode(document()), content_type=_JSON)
@@ -84,7 +101,7 @@ async def openapi(request: web.Request) -> web.Response:
 def document() -> dict[str, Any]:
     """The OpenAPI document; every path is served without its `/v1`, too."""
     _, schemas = msgspec.json.schema_components(
-        (RoutedRequest, ChatRequest, *_REPLIES), ref_template=_SCHEMAS + "{name}"
+        (RoutedRequest, ChatRequest, ResponseRequest, *_REPLIES), ref_template=_SCHEMAS + "{name}"
     )
     return {
         "openapi": "3.1.0",
@@ -123,8 +140,13 @@ def _paths() -> dict[str, Any]:
         "/runs/{id}": {"get": _own("One run", {200: "RunEntry"}, named=True)},
         "/runs/{id}/cancel": {"post": _own("End a run", {200: "RunEntry"}, named=True)},
     }
+    for path in ("/stream", "/stream/{id}"):
+        paths[path] = {"get": _stream(path), "delete": _end_of_stream(path)}
+    paths["/streams/lookup"] = {"post": _lookup()}
     for method, path in ROUTES:
         paths.setdefault(path, {})[method.lower()] = _relayed(method, path)
+    for method, path, _, summary in RESPONSE_ROUTES:
+        paths.setdefault(path, {})[method.lower()] = _response(method, path, summary)
     return paths
 
 
@@ -166,6 +188,33 @@ def _run_events() -> dict[str, Any]:
     return operation
 
 
+def _response(method: str, path: str, summary: str) -> dict[str, Any]:
+    """An operation of the Responses API: objects as docs/responses.md has them, or a stream of events."""
+    content: dict[str, Any] = {_JSON: {"schema": {"type": "object"}}}
+    if path in {"/responses", "/responses/{id}"} and method != "DELETE":
+        content["text/event-stream"] = {"schema": {}}
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "parameters": [
+            *_path_parameters(path),
+            *(
+                _query(name, meaning, {"type": "string"})
+                for name, meaning in _QUERIES.get((method, path), {}).items()
+            ),
+        ],
+        "responses": {
+            "200": {"description": "The reply", "headers": _REQUEST_ID, "content": content},
+            **_refusals(_statuses(SmolgateError)),
+        },
+    }
+    if method == "POST" and not path.endswith("/cancel"):
+        schema: dict[str, Any] = {"type": "object"}
+        if path == "/responses":
+            schema = {"allOf": [_schema("RoutedRequest"), _schema("ResponseRequest")]}
+        operation["requestBody"] = {"content": {_JSON: {"schema": schema}}}
+    return operation
+
+
 def _chat() -> dict[str, Any]:
     body = {"allOf": [_schema("RoutedRequest"), _schema("ChatRequest")]}
     reply = {_JSON: {"schema": _schema("Completion")}, "text/event-stream": {"schema": _EVENT}}
@@ -176,6 +225,9 @@ def _chat() -> dict[str, Any]:
         "parameters": [
             _header("Idempotency-Key", "A repeated request joins the run, or gets its end again."),
             _header("X-On-Disconnect", "cancel, finish, or seconds of grace."),
+            _header(
+                "X-Conversation-Id", "Keep the stream under this name, so that it can be resumed."
+            ),
         ],
         "requestBody": {
             "required": True,
@@ -186,6 +238,60 @@ def _chat() -> dict[str, Any]:
             **_refusals(_statuses(SmolgateError)),
         },
     }
+
+
+def _stream(path: str) -> dict[str, Any]:
+    return {
+        "summary": "The rest of a kept stream, each event with its number as `id`",
+        "parameters": [
+            *_stream_name(path),
+            _query("from", "How many of its events are there already.", {"type": "integer"}),
+            _header("Last-Event-ID", "Instead: the number of the last event that is there."),
+        ],
+        "responses": {
+            "200": {
+                "description": "The events",
+                "headers": _REQUEST_ID,
+                "content": {"text/event-stream": {"schema": {}}},
+            },
+            **_refusals((400, 401, 404, _EXPECTATION_FAILED, 429, 503)),
+        },
+    }
+
+
+def _end_of_stream(path: str) -> dict[str, Any]:
+    return {
+        "summary": "End the run of a kept stream, and forget it",
+        "parameters": _stream_name(path),
+        "responses": {
+            "204": {"description": "It is gone, or was not there", "headers": _REQUEST_ID},
+            **_refusals((400, 401, _EXPECTATION_FAILED, 429, 503)),
+        },
+    }
+
+
+def _lookup() -> dict[str, Any]:
+    names = {"type": "array", "items": {"type": "string"}, "maxItems": 200}
+    body = {
+        "type": "object",
+        "required": ["conversation_ids"],
+        "properties": {"conversation_ids": names},
+    }
+    reply = {_JSON: {"schema": {"type": "array", "items": {"type": "object"}}}}
+    return {
+        "summary": "Which of these streams there are",
+        "requestBody": {"required": True, "content": {_JSON: {"schema": body}}},
+        "responses": {
+            "200": {"description": "Those that are", "headers": _REQUEST_ID, "content": reply},
+            **_refusals((400, 401, 413, _EXPECTATION_FAILED, 429, 503)),
+        },
+    }
+
+
+def _stream_name(path: str) -> list[dict[str, Any]]:
+    if "{id}" in path:
+        return _path_parameters(path)
+    return [_query("conv_id", "The stream's name.", {"type": "string"})]
 
 
 def _relayed(method: str, path: str) -> dict[str, Any]:
@@ -280,6 +386,8 @@ def _query(name: str, meaning: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
-    if "{id}" not in path:
-        return []
-    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in ("id", "item_id")
+        if f"{{{name}}}" in path
+    ]

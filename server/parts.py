@@ -7,33 +7,44 @@ supervisor under their keys, opened in this order and closed in reverse.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from server.drain import FAREWELL_SECONDS
 from server.idempotency import Replays
 from server.keys import (
     AGENTS,
     CODE_IMPORTS,
     EMBEDDED,
     FINISHED_RUNS,
+    FRONT_ENDS,
     IDENTITY,
     JAIL_POOL,
     KEY_RING,
     MCP_SERVERS,
     MCP_TOOLS,
+    NEIGHBOURS,
+    PRESENCE,
     REPLAYS,
     RUNNER,
     SETTINGS,
+    SHARED_USE,
+    STORE,
+    STREAMS,
     SUPERVISOR,
     TOOL_DESK,
     UPSTREAM,
     UPSTREAMS,
     WORKER_LINK,
 )
+from server.presence import Presence
+from server.response_keeper import end_lost_response
 from server.runner_choice import open_runner
+from server.store_address import make_store
+from server.stored_stream import end_lost_stream
 from server.upstreams import open_upstreams
 from server.worker_link import LinkedEmbedded
 from streaming.agent_run import RunMeans
@@ -47,6 +58,7 @@ from streaming.mcp_server import McpUnavailable
 from streaming.run import Run
 from streaming.run_spec import CalledTool
 from streaming.stdout import capture_installed
+from streaming.store import StoreFailed
 from streaming.supervisor import Limits, Supervisor
 from streaming.tool_desk import ToolDesk
 
@@ -143,6 +155,65 @@ async def mcp(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
+async def store(app: web.Application) -> AsyncIterator[None]:
+    """The store, and this process's lease on it. Raises BadStore for one that can never be used."""
+    settings = app[SETTINGS]
+    app[STORE] = opened = make_store(settings.store)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(opened.close)
+        try:
+            await opened.open()
+        except StoreFailed as error:
+            log.warning("store %s: %s What needs it is refused until then", opened.name, error)
+        app[PRESENCE] = presence = Presence(
+            opened,
+            lease_seconds=settings.front_end_seconds,
+            days=settings.store_days,
+            max_bytes=settings.store_max_bytes,
+        )
+        stack.push_async_callback(presence.leave)
+        presence.ends_lost["chat"] = partial(end_lost_stream, opened)
+        presence.ends_lost["response"] = partial(end_lost_response, opened)
+        if settings.is_store_shared:
+            with suppress(StoreFailed):
+                await presence.arrive()
+            await stack.enter_async_context(_sharing(app, presence))
+        arriving = None
+        if opened.exists or settings.is_store_shared:
+            arriving = asyncio.create_task(presence.arrive_later())
+        yield
+        if arriving is not None:
+            arriving.cancel()
+        if streams := app[STREAMS]:  # their runs have ended: these are their last words
+            await asyncio.wait(streams, timeout=FAREWELL_SECONDS)
+
+
+@asynccontextmanager
+async def _sharing(app: web.Application, presence: Presence) -> AsyncIterator[None]:
+    """This process is one of the front ends over its store."""
+    from server.front_ends import FrontEnds
+    from server.shared_use import SharedUse
+
+    settings = app[SETTINGS]
+    app[FRONT_ENDS] = app[NEIGHBOURS] = front_ends = FrontEnds(
+        presence,
+        lambda: app[SUPERVISOR],
+        claim_seconds=settings.run_seconds
+        + settings.queue_seconds
+        + max(settings.idempotency_seconds, settings.tool_result_seconds),
+        runner=settings.runner,
+    )
+    presence.ends_lost["run"] = front_ends.end_lost
+    app[SHARED_USE] = use = SharedUse(presence)
+    app[KEY_RING].tell = use.note
+    await front_ends.open()
+    try:
+        yield
+    finally:
+        await front_ends.close()
+        await use.close()
+
+
 async def supervisor(app: web.Application) -> AsyncIterator[None]:
     """The supervisor and its runner; on the way out every run is stopped."""
     settings = app[SETTINGS]
@@ -155,7 +226,12 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
         max_paused=settings.max_paused,
     )
     app[REPLAYS] = Replays(settings.idempotency_seconds)
-    app[TOOL_DESK] = ToolDesk(lambda: app[SUPERVISOR], wait_seconds=settings.tool_result_seconds)
+    front_ends = app.get(FRONT_ENDS)
+    app[TOOL_DESK] = ToolDesk(
+        lambda: app[SUPERVISOR],
+        wait_seconds=settings.tool_result_seconds,
+        announce=front_ends.call_made if front_ends is not None else None,
+    )
     async with open_runner(app, run_means(app)) as app[RUNNER]:
         app[SUPERVISOR] = Supervisor(
             app[RUNNER],
@@ -171,6 +247,8 @@ async def supervisor(app: web.Application) -> AsyncIterator[None]:
 
 def _on_run_end(app: web.Application, run: Run) -> None:
     app[FINISHED_RUNS].keep(run)
+    if (front_ends := app.get(FRONT_ENDS)) is not None:
+        front_ends.end(run)
     app[KEY_RING].add_tokens(run.key, run.prompt_tokens + run.completion_tokens)
 
 

@@ -19,7 +19,7 @@ COMPLETIONS = "/completions"
 # Their bodies are JSON, whatever the client calls it.
 JSON_PATHS = (
     COMPLETIONS,
-    *("/embeddings", "/moderations", "/responses", "/rerank"),
+    *("/embeddings", "/moderations", "/rerank"),
     *("/images/generations", "/audio/speech", "/batches"),
 )
 UPLOAD_PATHS = (

@@ -1,4 +1,4 @@
-"""Which runs a question is about: those of this worker here, those of others through their common parent.
+"""Which runs a question is about: those of this process here, those of its neighbours where they are.
 
 In: an `Inquiry` that names a key, or is an operator's and means everybody's. Out: runs as JSON objects; those to be
 cancelled are.
@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from server.finished_runs import for_its_caller, run_object
-from server.keys import FINISHED_RUNS, SETTINGS, SUPERVISOR, WORKER_LINK
+from server.keys import FINISHED_RUNS, NEIGHBOURS, SETTINGS, SUPERVISOR
 from server.worker_wire import Inquiry
 from streaming.failures import RunStopped
 
@@ -24,11 +24,11 @@ def runs_found(app: web.Application, inquiry: Inquiry) -> list[bytes]:
 
 
 async def found_anywhere(app: web.Application, inquiry: Inquiry) -> list[bytes]:
-    """The same of all workers; of a single run, where one of them has it."""
+    """The same of all processes; of a single run, where one of them has it."""
     found = runs_found(app, inquiry)
-    if (found and inquiry.wish != "list") or (link := app.get(WORKER_LINK)) is None:
+    if (found and inquiry.wish != "list") or (neighbours := app.get(NEIGHBOURS)) is None:
         return found
-    return found + await link.found_elsewhere(inquiry)
+    return found + await neighbours.found_elsewhere(inquiry)
 
 
 def _listed(app: web.Application, inquiry: Inquiry) -> list[dict[str, Any]]:

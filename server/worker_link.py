@@ -14,8 +14,10 @@ from itertools import count
 from typing import Any
 
 import msgspec
+from aiohttp import web
 
 from server.key_ring import KeyRing
+from server.neighbours import JOIN_HEADER, Road
 from server.worker_wire import (
     Ask,
     Claim,
@@ -141,6 +143,15 @@ class WorkerLink:
         number = next(self._numbers)
         owner: str | None = await self._answer(Claim(number, wish, instead_of, by_force))
         return owner
+
+    async def road_to(self, owner: str) -> Road | None:
+        return Road({JOIN_HEADER: "1"}, socket=owner)
+
+    def passes_on(self, request: web.Request) -> bool:
+        """It came by the socket that other workers have the way to."""
+        if JOIN_HEADER not in request.headers or request.transport is None:
+            return False
+        return bool(request.transport.get_extra_info("sockname") == self.welcome.join_path)
 
     async def _answer(self, question: Inquiry | Claim) -> Any:
         """What the parent says; as if nobody else were there, once it is gone."""

@@ -11,7 +11,8 @@ from functools import partial
 
 from aiohttp import web
 
-from server.keys import KEY_RING, SETTINGS, TOOL_DESK, WORKER_LINK
+from server.keys import KEY_RING, NEIGHBOURS, PRESENCE, SETTINGS, TOOL_DESK, WORKER_LINK
+from server.listen import advertised
 from server.listening_sockets import BACKLOG
 from server.metrics import rendered
 from server.retirement import Retirement
@@ -33,6 +34,7 @@ class WorkerPost:
 
     async def open(self, app: web.Application) -> None:
         self._link = app[WORKER_LINK] = await WorkerLink.open(self._line)
+        app[NEIGHBOURS] = self._link
         self._link.find = partial(_found, app)
         self._link.key_ring = ring = app[KEY_RING]
         ring.tell = lambda *use: self._link.send(KeyUse(*use))
@@ -45,6 +47,10 @@ class WorkerPost:
             await site.start()
             self._sites.append(site)
         await web.UnixSite(runner, self._link.welcome.join_path).start()
+        settings = runner.app[SETTINGS]
+        runner.app[PRESENCE].reached_at(
+            socket_path=self._link.welcome.join_path, url=advertised(settings)
+        )
         self._link.serving()
 
     async def stay(self, runner: web.AppRunner, told: asyncio.Event) -> None:

@@ -11,7 +11,7 @@ client a `Paused` event that names the calls, for the thread the result. All on 
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -68,10 +68,19 @@ class _Pause:
 
 
 class ToolDesk:
-    """One per server. `supervisor` is asked for late: it starts the runs that come here."""
+    """One per server. `supervisor` is asked for late: it starts the runs that come here. `announce` is awaited
+    with a key and its calls before their client is told of them.
+    """
 
-    def __init__(self, supervisor: Callable[[], Supervisor], *, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        supervisor: Callable[[], Supervisor],
+        *,
+        wait_seconds: float,
+        announce: Callable[[str, list[str]], Awaitable[None]] | None = None,
+    ) -> None:
         self._supervisor = supervisor
+        self._announce = announce
         self._wait_seconds = wait_seconds
         self._lines: WeakKeyDictionary[Run, _Line] = WeakKeyDictionary()
         self._out: dict[str, _Pause] = {}
@@ -156,6 +165,8 @@ class ToolDesk:
         self._out.update(dict.fromkeys((call.id for call in calls), pause))
         became = "was made by a run that has ended"
         try:
+            if self._announce is not None:
+                await self._announce(run.key, [call.id for call in calls])
             await run.channel.send_on_loop(Paused(calls))
             await asyncio.wait([pause.results], timeout=self._wait_seconds)
             if not pause.results.done():

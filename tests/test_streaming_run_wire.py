@@ -16,10 +16,12 @@ from streaming.events import (
     Paused,
     Plan,
     Print,
+    Remembered,
     Started,
     Stdout,
     Step,
     ToolCall,
+    ToolGave,
     ToolRan,
 )
 from streaming.failures import AgentFailed, SmolgateError, UpstreamRefused
@@ -43,7 +45,9 @@ EVENTS: list[Event] = [
     ToolRan("t", 0.5, failed=True),
     Print("row\n"),
     Stdout("out"),
-    ToolCall("1", "t", "{}"),
+    ToolCall("1", "t", "{}", "server"),
+    ToolGave("1", "given", failed=True),
+    Remembered(b"\xff\x00"),
     Step(1, "code", None, "error", 0.1),
     Plan("plan", 0.5),
     Note("note"),
