@@ -890,10 +890,8 @@ async def test_the_client_creates_streams_and_parses(
     assert made.usage.total_tokens == 15
     parsed = await client.responses.parse(model="up/model", input="go", text_format=City)
     assert parsed.output_parsed == City(name="Paris")
-    kinds = []
     async with client.responses.stream(model="up/model", input="go", text_format=City) as streaming:
-        async for event in streaming:
-            kinds.append(event.type)
+        kinds = [event.type async for event in streaming]
         final = await streaming.get_final_response()
     assert final.output_parsed == City(name="Paris")
     assert list(dict.fromkeys(kinds)) == [
@@ -1026,9 +1024,8 @@ async def test_the_embedded_model_has_it_and_can_be_translated(make_gateway: Mak
         async with openai.AsyncOpenAI(base_url=f"{gateway.base}/v1", api_key="none") as client:
             made = await client.responses.create(**asked)  # type: ignore[call-overload]
             told.append(made.output_text)
-            kinds = []
-            async for event in await client.responses.create(**asked, stream=True):  # type: ignore[call-overload]
-                kinds.append(event.type)
+            events = await client.responses.create(**asked, stream=True)  # type: ignore[call-overload]
+            kinds = [event.type async for event in events]
         assert kinds[0] == "response.created"
         assert kinds[-1] in ("response.completed", "response.incomplete")
         if option == "translate":

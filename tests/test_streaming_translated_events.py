@@ -1,5 +1,6 @@
 """Chat completions as responses: the order of events, the cut of bytes, calls, tags, ends and faults."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,8 @@ def texts(response: Any) -> list[tuple[str, str]]:
     for item in response["output"]:
         if item["type"] == "function_call":
             found.append((item["name"], item["arguments"]))
-        for part in item.get("content", []):
-            found.append((part["type"], part.get("text") or part["refusal"]))
+        parts = item.get("content", [])
+        found += [(part["type"], part.get("text") or part["refusal"]) for part in parts]
     return found
 
 
@@ -193,7 +194,7 @@ def test_tags_are_scrubbed_as_in_a_whole_text_however_they_are_cut(
     cuts: list[int], mode: Mode
 ) -> None:
     places = [0, *sorted(cuts), len(TAGGED)]
-    pieces = [TAGGED[i:j] for i, j in zip(places, places[1:], strict=False)]
+    pieces = [TAGGED[i:j] for i, j in itertools.pairwise(places)]
     raw = b"".join(delta(content=piece) for piece in pieces) + finish() + DONE
     response = final(translated(raw, scrubbing(mode)))
     said = "".join(text for kind, text in texts(response) if kind == "output_text")
@@ -208,7 +209,7 @@ def test_frames_cut_anywhere_give_the_same_events(data: st.DataObject) -> None:
     places = sorted(data.draw(st.sets(st.integers(1, len(framed) - 1), max_size=6)))
     places = [0, *places, len(framed)]
     direct = DirectEvents(stage_of())
-    out = b"".join(direct.feed(framed[i:j]) for i, j in zip(places, places[1:], strict=False))
+    out = b"".join(direct.feed(framed[i:j]) for i, j in itertools.pairwise(places))
     assert direct.ended
     assert payload_of(out + direct.flush()) == GOLDEN.read_bytes()
 
