@@ -80,6 +80,7 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
     from server.worker_post import WorkerPost
     from streaming.interpreters.jail_pool import JailUnavailable
     from streaming.mcp_server import McpUnavailable
+    from streaming.store import BadStore
 
     try:
         agents = load_agents(
@@ -98,6 +99,9 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
             return 2
         except JailUnavailable as error:
             print(f"smolgate: JAIL is 'required', and {error}", file=sys.stderr)
+            return 2
+        except BadStore as error:
+            print(f"smolgate: STORE cannot be used: {error}", file=sys.stderr)
             return 2
         except (EmbeddedUnavailable, McpUnavailable) as error:
             print(f"smolgate: {error}", file=sys.stderr)

@@ -58,7 +58,14 @@ def create_app(
     app[FINISHED_RUNS] = FinishedRuns()
     app.cleanup_ctx.extend((loop_lag, image_fetch))
     app.cleanup_ctx.extend(
-        (parts.embedded_model, parts.upstreams, parts.jail, parts.mcp, parts.supervisor)
+        (
+            parts.embedded_model,
+            parts.upstreams,
+            parts.jail,
+            parts.mcp,
+            parts.store,
+            parts.supervisor,
+        )
     )
     for prefix in ("", "/v1"):
         app.router.add_get(f"{prefix}/healthz", health.healthz)

@@ -10,6 +10,7 @@ from server.finished_runs import FinishedRuns
 from server.idempotency import Replays
 from server.identity import Identity
 from server.key_ring import KeyHolder, KeyRing
+from server.presence import Presence
 from server.request_counts import RequestCounts
 from server.settings import Settings
 from server.upstreams import Upstreams
@@ -17,6 +18,7 @@ from server.worker_link import LinkedEmbedded, WorkerLink
 from streaming.agent_context import AgentFactory
 from streaming.interpreters.jail_pool import JailPool
 from streaming.mcp_server import McpServer
+from streaming.store import Store
 from streaming.supervisor import Runner, Supervisor
 from streaming.tool_desk import ToolDesk
 from streaming.upstream_group import UpstreamGroup
@@ -37,6 +39,10 @@ RUNNER: web.AppKey[Runner] = web.AppKey("runner", Runner)
 TOOL_DESK: web.AppKey[ToolDesk] = web.AppKey("tool_desk", ToolDesk)
 AGENTS: web.AppKey[dict[str, AgentFactory]] = web.AppKey("agents", dict)
 EMBEDDED: web.AppKey["EmbeddedUpstream | LinkedEmbedded"] = web.AppKey("embedded")
+
+# What outlives a request, and this process's part in it.
+STORE: web.AppKey[Store] = web.AppKey("store", Store)
+PRESENCE: web.AppKey[Presence] = web.AppKey("presence", Presence)
 
 # The line to the parent, where this is one of many workers.
 WORKER_LINK: web.AppKey[WorkerLink] = web.AppKey("worker_link", WorkerLink)

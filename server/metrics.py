@@ -4,8 +4,8 @@ In: the plain counters of the application's parts, read when somebody scrapes. O
 here runs between scrapes. With many workers it is what all of them do, whichever is asked.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,7 +15,6 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from server.auth import allow_metrics
@@ -29,17 +28,13 @@ from server.keys import (
     UPSTREAMS,
     WORKER_LINK,
 )
+from server.metrics_text import merged
 from server.worker_wire import Inquiry
 from streaming.histogram import Histogram
 from streaming.interpreters.jail_pool import WHY_LOST
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RUN_STATES = ("queued", "running", "paused", "stopping")
-# Of all workers together already: the sum would be wrong.
-SHARED = frozenset({"smolgate_runs_most"}) | {
-    f"smolgate_runner_{name}"
-    for name in ("cluster_usable", "nodes", "cpus", "cpus_free", "gpus", "gpus_free")
-}
 UPSTREAM_STATES = ("ok", "half-open", "open")
 
 
@@ -56,22 +51,6 @@ def rendered(app: web.Application) -> bytes:
     """All metrics of this process, as text."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(AppCollector(app))
-    return generate_latest(registry)
-
-
-def merged(texts: Iterable[bytes]) -> bytes:
-    """The texts of several workers as one: every sample is the sum of theirs, but for `SHARED`."""
-    families: dict[str, Metric] = {}
-    sums: defaultdict[str, Counter[tuple[str, tuple[tuple[str, str], ...]]]] = defaultdict(Counter)
-    for text in texts:
-        for family in text_string_to_metric_families(text.decode()):
-            if family.name in SHARED and family.name in families:
-                continue
-            families.setdefault(family.name, family)
-            for sample in family.samples:
-                sums[family.name][sample.name, tuple(sample.labels.items())] += sample.value  # type: ignore[assignment]
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Merged(families, sums))
     return generate_latest(registry)
 
 
@@ -203,23 +182,6 @@ class AppCollector(Collector):
             "How late the event loop calls a timer.",
             self._app[LOOP_LAG].seconds,
         )
-
-
-class _Merged(Collector):
-    def __init__(
-        self,
-        families: Mapping[str, Metric],
-        sums: Mapping[str, Mapping[tuple[str, tuple[tuple[str, str], ...]], float]],
-    ) -> None:
-        self._families = families
-        self._sums = sums
-
-    def collect(self) -> Iterator[Metric]:
-        for name, family in self._families.items():
-            metric = Metric(name, family.documentation, family.type)
-            for (sample, labels), value in self._sums[name].items():
-                metric.add_sample(sample, dict(labels), value)
-            yield metric
 
 
 def _histogram(name: str, told: str, values: Histogram) -> HistogramMetricFamily:

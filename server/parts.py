@@ -24,16 +24,20 @@ from server.keys import (
     KEY_RING,
     MCP_SERVERS,
     MCP_TOOLS,
+    PRESENCE,
     REPLAYS,
     RUNNER,
     SETTINGS,
+    STORE,
     SUPERVISOR,
     TOOL_DESK,
     UPSTREAM,
     UPSTREAMS,
     WORKER_LINK,
 )
+from server.presence import Presence
 from server.runner_choice import open_runner
+from server.store_address import is_shared_by_nature, make_store
 from server.upstreams import open_upstreams
 from server.worker_link import LinkedEmbedded
 from streaming.agent_run import RunMeans
@@ -47,6 +51,7 @@ from streaming.mcp_server import McpUnavailable
 from streaming.run import Run
 from streaming.run_spec import CalledTool
 from streaming.stdout import capture_installed
+from streaming.store import StoreFailed
 from streaming.supervisor import Limits, Supervisor
 from streaming.tool_desk import ToolDesk
 
@@ -141,6 +146,32 @@ async def mcp(app: web.Application) -> AsyncIterator[None]:
         raise McpUnavailable("MCP servers need the extra: pip install 'smolgate[mcp]'") from None
     async with McpTools(app[MCP_SERVERS]) as app[MCP_TOOLS]:
         yield
+
+
+async def store(app: web.Application) -> AsyncIterator[None]:
+    """The store, and this process's lease on it. Raises BadStore for one that can never be used."""
+    settings = app[SETTINGS]
+    app[STORE] = opened = make_store(settings.store)
+    try:
+        try:
+            await opened.open()
+        except StoreFailed as error:
+            log.warning("store %s: %s What needs it is refused until then", opened.name, error)
+        app[PRESENCE] = presence = Presence(
+            opened,
+            lease_seconds=settings.front_end_seconds,
+            days=settings.store_days,
+            max_bytes=settings.store_max_bytes,
+        )
+        arriving = None
+        if opened.exists or is_shared_by_nature(settings.store):
+            arriving = asyncio.create_task(presence.arrive_later())
+        yield
+        if arriving is not None:
+            arriving.cancel()
+        await presence.leave()
+    finally:
+        await opened.close()
 
 
 async def supervisor(app: web.Application) -> AsyncIterator[None]:

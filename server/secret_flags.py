@@ -17,6 +17,7 @@ SECRET: dict[str, Callable[[str], bool]] = {
     "ray_auth_token": lambda text: True,
     "upstreams": lambda text: "token" in text,
     "upstream_base": lambda text: "@" in text,
+    "store": lambda text: "@" in text,
 }
 
 

@@ -50,7 +50,7 @@ class Setting:
             raise BadSetting(f"{source} is {shown}; allowed is {self.allowed}") from None
 
 
-SECRETS = frozenset({"token", "api_keys", "ray_auth_token"})
+SECRETS = frozenset({"token", "api_keys", "ray_auth_token", "store"})
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

@@ -15,6 +15,7 @@ from sanitize.think import Mode
 from server.api_keys import hashed, load_keys
 from server.setting_values import BadSetting, Network
 from server.settings_table import DEFAULT_AGENT, DEFAULT_MODEL, EMBEDDED_MODEL, SETTINGS
+from server.store_address import default_address, missing_extra
 from server.upstream_settings import (
     DEFAULT_NAME,
     NOTHINK,
@@ -93,6 +94,13 @@ class Settings:
     metrics_public: bool
     cors_origins: tuple[str, ...]
     image_urls: bool
+    store: str = field(repr=False)  # may hold a password
+    store_shared: bool | None
+    store_days: float
+    store_max_bytes: int
+    resume_seconds: float
+    front_end_seconds: float
+    advertise_url: str | None
     head_seconds: float
     log_format: str
     otlp_endpoint: str | None
@@ -156,7 +164,9 @@ def secrets_of(settings: Settings) -> tuple[str, ...]:
     known = settings.upstream_options()
     tokens = [options.token for options in known]
     passwords = [urlsplit(options.base).password for options in known if options.base]
-    return tuple(secret for secret in (*tokens, *passwords, settings.ray_auth_token) if secret)
+    store = urlsplit(settings.store or "").password
+    secrets = (*tokens, *passwords, settings.ray_auth_token, store)
+    return tuple(secret for secret in secrets if secret)
 
 
 def make_settings(**values: Any) -> Settings:
@@ -184,6 +194,11 @@ def make_settings(**values: Any) -> Settings:
             raise BadSetting(f"UPSTREAMS has {agent!r}; allowed are ids that no agent has")
     if settings.runner == "ray":
         _check_ray(settings)
+    if settings.store is not None and (extra := missing_extra(settings.store)) is not None:
+        scheme = settings.store.partition(":")[0]
+        raise BadSetting(
+            f"STORE is {scheme}:… and its client is not installed: pip install 'smolgate[{extra}]'"
+        )
     return settings
 
 
@@ -221,6 +236,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             if text := environment.get(name, ""):
                 values[setting.attribute] = setting.read(text, name)
                 break
+    values.setdefault("store", default_address(environment))
     entries: tuple[UpstreamEntry, ...] = values.get("upstreams", ())
     try:
         values["upstreams"] = tuple(

@@ -18,6 +18,7 @@ from server.setting_values import (
     tag_names,
     whole,
 )
+from server.store_address import store_address
 from server.upstream_settings import base_url, parse_object, parse_upstreams
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
@@ -541,6 +542,69 @@ SETTINGS = (
         "0 or 1",
         "1: images may be given to agents by address; only public addresses are fetched",
         "0",
+    ),
+    Setting(
+        "store",
+        ("STORE",),
+        "memory",
+        store_address,
+        "memory, sqlite:PATH, redis://…, rediss://…, unix://… or postgresql://…",
+        "where responses and resumable streams are kept: `sqlite:PATH`, `redis://…`, `postgresql://…` or `memory` (see docs/store.md)",
+        "a SQLite file in the state folder",
+    ),
+    Setting(
+        "store_shared",
+        ("STORE_SHARED",),
+        None,
+        switch,
+        "0 or 1",
+        "1: the servers over one store act as one: runs, cancels, `Idempotency-Key` and keys' limits are those of all",
+        "1 for Redis and PostgreSQL, else 0",
+    ),
+    Setting(
+        "store_days",
+        ("STORE_DAYS",),
+        30.0,
+        seconds(0),
+        "a number of days",
+        "how long the store keeps what has ended",
+        "30",
+    ),
+    Setting(
+        "store_max_bytes",
+        ("STORE_MAX_BYTES",),
+        4 << 30,
+        whole(1 << 20, 1 << 50),
+        "1048576 or more",
+        "what the store may hold; beyond it, what ended first goes first",
+        "4 GiB",
+    ),
+    Setting(
+        "resume_seconds",
+        ("RESUME_SECONDS",),
+        600.0,
+        seconds(0),
+        "a number of seconds",
+        "how long a run of a resumable stream (`X-Conversation-Id`) goes on while nobody reads it",
+        "600",
+    ),
+    Setting(
+        "front_end_seconds",
+        ("FRONT_END_SECONDS",),
+        10.0,
+        seconds(0.5),
+        "a number of seconds from 0.5",
+        "a server that has told the store nothing for so long is taken for lost, and its stored runs have failed",
+        "10",
+    ),
+    Setting(
+        "advertise_url",
+        ("ADVERTISE_URL",),
+        None,
+        base_url,
+        "an http or https URL",
+        "where the other servers over a shared store reach this one, without `/v1`",
+        "`http://HOST:PORT`, unless HOST is any address",
     ),
     Setting(
         "head_seconds",

@@ -1,8 +1,8 @@
 """The parent's desk: what is true of all workers together is kept here, and nowhere else.
 
 In: workers' messages. Out: places within the global limits, answers to questions about runs elsewhere,
-what was used of each key, and who has the run of an `Idempotency-Key`. What a worker held is free again when it is gone, however it
-went.
+what was used of each key, and who has the run of an `Idempotency-Key`. What a worker held is free again
+when it is gone, however it went; what it counted lasts.
 """
 
 import asyncio
@@ -15,10 +15,12 @@ from itertools import count
 import msgspec
 
 from server.key_ring import day_now
+from server.metrics_text import counts_of
 from server.worker_wire import (
     Ask,
     Claim,
     Claimed,
+    Counts,
     Findings,
     FromWorker,
     GiveBack,
@@ -76,6 +78,8 @@ class WorkerDesk:
         self._tickets: dict[Caller, set[str]] = {}
         self._claims: OrderedDict[bytes, Caller] = OrderedDict()
         self._asking: dict[int, _Asking] = {}
+        self._counts: dict[Caller, bytes] = {}
+        self._counts_of_gone = b""
         self._day = 0
         self._tokens: Counter[str] = Counter()  # of that day, by key
         self._numbers = count()
@@ -99,6 +103,8 @@ class WorkerDesk:
             del self._claims[wish]
         for asking in self._asking.values():
             asking.leave_out(caller)
+        counted = self._counts.pop(caller, b"")
+        self._counts_of_gone = counts_of((self._counts_of_gone, counted))
         self._tell_totals()
 
     def tell_all(self, message: Message) -> None:
@@ -131,6 +137,8 @@ class WorkerDesk:
                 self._note_use(message)
                 for other in self._callers - {caller}:
                     other.send(message)
+            case Counts(metrics=metrics):
+                self._counts[caller] = metrics
             case Claim():
                 caller.send(Claimed(message.number, self._claim(caller, message)))
 
@@ -164,7 +172,8 @@ class WorkerDesk:
                         await asking.complete.wait()
         finally:
             del self._asking[number]
-        caller.send(Findings(inquiry.number, asking.found))
+        gone = [self._counts_of_gone] if inquiry.wish == "metrics" else []
+        caller.send(Findings(inquiry.number, asking.found + gone))
 
     def _claim(self, caller: Caller, claim: Claim) -> str | None:
         owner = self._claims.get(claim.wish)

@@ -17,7 +17,10 @@ from server.metrics import rendered
 from server.retirement import Retirement
 from server.runs import runs_found
 from server.worker_link import WorkerLink
-from server.worker_wire import Inquiry, KeyUse
+from server.worker_wire import Counts, Inquiry, KeyUse
+
+# A worker that is killed takes with it what it counted since.
+TELL_COUNTS_EVERY_SECONDS = 2.0
 
 
 class WorkerPost:
@@ -34,6 +37,7 @@ class WorkerPost:
         self._link.key_ring = ring = app[KEY_RING]
         ring.tell = lambda *use: self._link.send(KeyUse(*use))
         self._retirement = Retirement(app)
+        self._telling = asyncio.create_task(self._tell_counts(app))
 
     async def listen(self, runner: web.AppRunner) -> None:
         for listening in self._sockets:
@@ -56,7 +60,17 @@ class WorkerPost:
         retired.cancel()
 
     async def close(self) -> None:
+        self._telling.cancel()
+        await asyncio.wait([self._telling])
         await self._link.close()
+
+    async def _tell_counts(self, app: web.Application) -> None:
+        try:
+            while True:
+                await asyncio.sleep(TELL_COUNTS_EVERY_SECONDS)
+                self._link.send(Counts(rendered(app)))
+        finally:
+            self._link.send(Counts(rendered(app)))
 
 
 def _found(app: web.Application, inquiry: Inquiry) -> list[bytes]:

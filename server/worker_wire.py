@@ -109,6 +109,12 @@ class KeyUse(Message, frozen=True):
     tokens: int = 0
 
 
+class Counts(Message, frozen=True):
+    """From a worker, now and then and last of all: its metrics, which outlive it."""
+
+    metrics: bytes
+
+
 class Claim(Message, frozen=True):
     """From a worker: whose are the runs of this wish? Mine, if nobody has it, or `instead_of` has."""
 
@@ -137,7 +143,9 @@ ToWorker = (
     | Findings
     | Claimed
 )
-FromWorker = Serving | Ask | Pause | Resume | GiveBack | KeyUse | Inquiry | Findings | Claim
+FromWorker = (
+    Serving | Ask | Pause | Resume | GiveBack | KeyUse | Inquiry | Findings | Counts | Claim
+)
 
 
 def write_message(writer: asyncio.StreamWriter, message: Message) -> None:

@@ -92,7 +92,7 @@ def server_process(
     `command` in place of `python -m server` finds its modules by itself.
     """
     with tempfile.TemporaryDirectory() as folder:
-        variables = environment(**DEFAULTS | {"TMPDIR": folder} | values)
+        variables = environment(**DEFAULTS | {"TMPDIR": folder, "XDG_STATE_HOME": folder} | values)
         if command:
             variables["PYTHONPATH"] = values.get("PYTHONPATH", "")
         with subprocess.Popen(

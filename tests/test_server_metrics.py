@@ -15,7 +15,7 @@ from smolagents import ToolCallingAgent
 
 from server.api_keys import digest_of
 from server.keys import SUPERVISOR
-from server.metrics import merged
+from server.metrics_text import merged
 from server.request_counts import RequestCounts
 from streaming.histogram import Histogram
 

@@ -1,8 +1,10 @@
 """Many workers: tools' results, keys' limits, metrics and ended runs are those of all together, too."""
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,12 @@ import aiohttp
 import pytest
 from conftest import FakeUpstream, scripted, until
 from prometheus_client.parser import text_string_to_metric_families
+from server_process import ServerProcess
 from test_server_chat_agent import by_turn
 from test_server_client_tools import ONE_CALL, USER, WEATHER, with_results
 from test_server_workers import CHAT, RUNS, at_both, listed, two_workers, until_so
+
+from server.worker_post import TELL_COUNTS_EVERY_SECONDS
 
 ASK: dict[str, Any] = {"messages": USER, "tools": [WEATHER]}
 
@@ -179,6 +184,45 @@ async def test_metrics_are_those_of_all_workers_whichever_is_asked(upstream: Fak
                 assert value("smolgate_runs", {"state": "paused"}) == 1
                 agent = {"agent": "code-writing-agent", "outcome": "ok"}
                 assert value("smolgate_runs_ended_total", agent) == 1
+
+
+async def test_what_a_worker_counted_outlives_it(upstream: FakeUpstream) -> None:
+    route = {"route": "/models", "status": "200", "outcome": "ok"}
+    with two_workers(upstream) as server:
+        old = server.sockets()
+        async with at_both(server) as (first, second):
+            await look(first)
+            assert (await metrics(second))("smolgate_requests_total", route) == 1
+        server.process.send_signal(signal.SIGHUP)  # each goes in good order
+        await replaced(server, old)
+        async with at_both(server) as (first, second):
+            assert (await metrics(first))("smolgate_requests_total", route) == 1
+            # What was so at the time is not added up.
+            assert (await metrics(first))("smolgate_runs_most", {}) == 32
+            await look(second)
+            await asyncio.sleep(TELL_COUNTS_EVERY_SECONDS + 0.5)
+            old = server.sockets()
+            for pid in server.workers():
+                os.kill(pid, signal.SIGKILL)
+        await replaced(server, old)
+        async with at_both(server) as (first, second):
+            assert (await metrics(second))("smolgate_requests_total", route) == 2
+
+
+async def replaced(server: ServerProcess, old: list[Path]) -> None:
+    """Two new workers serve, and the old ones are gone."""
+    await until(lambda: len(server.sockets()) == 2 and not {*old} & {*server.sockets()}, 60)
+    await until(lambda: all(map(listens, server.sockets())), 60)
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+async def look(session: aiohttp.ClientSession) -> None:
+    async with session.get("http://worker/v1/models") as response:
+        assert response.status == 200
 
 
 async def test_a_run_that_the_parent_refuses_is_counted_as_refused(upstream: FakeUpstream) -> None:
