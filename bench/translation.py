@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from bench.relay_work import STREAMS
 from server.begun_response import begun_response
-from server.response_to_chat import ResponseRequest
+from server.response_schema import ResponseRequest
 from streaming.chat_response import ChatResponse
 from streaming.event_stages import DirectEvents, VerbatimEvents
 from streaming.relay import ScrubOptions

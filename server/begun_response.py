@@ -5,14 +5,43 @@ In: the request. Out: every field that the Responses API's schema requires of a 
 
 from typing import Any
 
-from server.response_to_chat import ResponseRequest
+import msgspec
+
+from server.response_schema import ResponseRequest, ResponseTool
 
 Json = dict[str, Any]
+
+# What is said where nothing was asked.
+_DEFAULTS: Json = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "service_tier": "default",
+    "temperature": 1.0,
+    "tool_choice": "auto",
+    "top_p": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "top_logprobs": 0,
+    "truncation": "disabled",
+    "user": None,
+    "safety_identifier": None,
+    "prompt_cache_key": None,
+    "metadata": {},
+}
 
 
 def begun_response(asked: ResponseRequest, *, id_: str, created: int, model: str) -> Json:
     """`created` is in whole seconds since the epoch; `model` the id that was asked for."""
-    text, reasoning = asked.text, asked.reasoning
+    told = {
+        name: default if (value := getattr(asked, name)) is None else msgspec.to_builtins(value)
+        for name, default in _DEFAULTS.items()
+    }
+    if not isinstance(told["tool_choice"], str):
+        told["tool_choice"] = _without_nulls(told["tool_choice"])
+    reasoning, text = asked.reasoning, asked.text
     return {
         "id": id_,
         "object": "response",
@@ -22,42 +51,31 @@ def begun_response(asked: ResponseRequest, *, id_: str, created: int, model: str
         "background": False,
         "error": None,
         "incomplete_details": None,
-        "instructions": asked.instructions,
-        "max_output_tokens": asked.max_output_tokens,
-        "max_tool_calls": asked.max_tool_calls,
         "model": model,
         "output": [],
-        "parallel_tool_calls": asked.parallel_tool_calls is not False,
-        "previous_response_id": asked.previous_response_id,
+        **told,
         "reasoning": {
             "effort": reasoning.effort if reasoning else None,
             "summary": reasoning.summary if reasoning else None,
         },
-        "service_tier": asked.service_tier or "default",
-        "store": False,  # nothing of it is kept
-        "temperature": _or(asked.temperature, 1.0),
+        "store": False,
         "text": {
-            "format": (text.format if text else None) or {"type": "text"},
+            "format": _without_nulls(msgspec.to_builtins(text.format))
+            if text is not None and text.format is not None
+            else {"type": "text"},
             "verbosity": (text.verbosity if text else None) or "medium",
         },
-        "tool_choice": asked.tool_choice or "auto",
         "tools": [_tool(tool) for tool in asked.tools or []],
-        "top_p": _or(asked.top_p, 1.0),
-        "presence_penalty": _or(asked.presence_penalty, 0.0),
-        "frequency_penalty": _or(asked.frequency_penalty, 0.0),
-        "top_logprobs": asked.top_logprobs or 0,
-        "truncation": asked.truncation or "disabled",
         "usage": None,
-        "user": asked.user,
-        "safety_identifier": asked.safety_identifier,
-        "prompt_cache_key": asked.prompt_cache_key,
-        "metadata": asked.metadata or {},
     }
 
 
-def _or(given: float | None, default: float) -> float:
-    return default if given is None else given
+def _tool(tool: ResponseTool) -> Json:
+    names = ("type", "name", "description", "parameters", "strict")
+    return {name: getattr(tool, name) for name in names}
 
 
-def _tool(tool: Json) -> Json:
-    return {"type": "function", "description": None, "parameters": None, "strict": None} | tool
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -16,7 +16,8 @@ from server.keys import IDENTITY, REQUEST_ID
 from server.nothink import nothink_request
 from server.relay_reply import send_reply
 from server.relayed_body import other_data
-from server.response_to_chat import ResponseRequest, chat_fields, response_request_of
+from server.response_schema import ResponseRequest
+from server.response_to_chat import chat_fields, response_request_of
 from server.upstreams import UpstreamRoute
 from streaming.json_codec import encode_json
 from streaming.relay import Relayed

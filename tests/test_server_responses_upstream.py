@@ -577,6 +577,8 @@ def _user_part(part: dict[str, Any]) -> dict[str, Any]:
         ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+        ({"moderation": {"model": "omni-moderation-latest"}}, "moderation"),
         ({"reasoning": {"effort": 1}}, "reasoning.effort"),
         (_item({"type": "item_reference", "id": "msg_1"}), "input.1.type"),
         (_item({"type": "web_search_call"}), "input.1.type"),

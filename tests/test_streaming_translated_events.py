@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from sanitize.think import Mode, scrub, split
 from server.begun_response import begun_response
-from server.response_to_chat import ResponseRequest
+from server.response_schema import ResponseRequest
 from streaming import chat_response, response_events
 from streaming.chat_response import ChatResponse
 from streaming.chunk_framing import frame_of, payload_of
