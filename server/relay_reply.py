@@ -96,7 +96,10 @@ async def send_reply(
         if relayed.events is not None:
             return await _send_events(request, relayed, events, fault)
         if events is not None and events.prepared:
-            raise relayed.no_stream()
+            if not relayed.is_events or relayed.whole is None:
+                raise relayed.no_stream()
+            events.end_with(relayed.whole)
+            return events
         if relayed.whole is not None:
             return _whole(request, relayed, relayed.whole)
         return await _send_body(request, relayed)

@@ -139,11 +139,9 @@ def _content_of(content: Any, where: str, role: str) -> str | list[Json]:
     if not isinstance(content, list):
         raise refusal(where, "must be a text or a list of parts")
     parts = [_part(part, f"{where}.{index}") for index, part in enumerate(content)]
-    if role in ("user", "tool"):
-        texts_only = len(parts) <= 1 and all(part["type"] == "text" for part in parts)
-    else:
-        texts_only = all(part["type"] == "text" for part in parts)
-    return "".join(part["text"] for part in parts) if texts_only else parts
+    if any(part["type"] != "text" for part in parts) or (role == "user" and len(parts) > 1):
+        return parts
+    return ("" if role == "assistant" else "\n").join(part["text"] for part in parts)
 
 
 def _part(part: Any, where: str) -> Json:

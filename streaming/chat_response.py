@@ -27,10 +27,12 @@ from streaming.model_chunks import (
     text_of,
 )
 from streaming.relay import ScrubOptions
-from streaming.response_events import ResponseEvents, Status
+from streaming.response_events import MAX_CHARACTERS, ResponseEvents, Status
 from streaming.upstream_errors import error_text
 
 MAX_CALLS = 256
+# The arguments of a call that are longer than this are taken to be whole at the end alone.
+MAX_CHECKED_CHARACTERS = 1 << 20
 # Why a response is not complete, by the finish reason of a chat completion.
 INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
@@ -177,13 +179,25 @@ class _ScrubbedTexts(_PlainTexts):
 class _Call:
     """One call of a function, as far as it has come."""
 
-    __slots__ = ("arguments", "id", "name", "state")
+    __slots__ = ("arguments", "characters", "id", "name", "state")
 
     def __init__(self, id_: str | None) -> None:
         self.id = id_
         self.name = ""
         self.arguments: list[str] = []
+        self.characters = 0
         self.state = "waiting"  # then "open", then "closed"
+
+    @property
+    def is_whole(self) -> bool:
+        """Its arguments are a JSON value by now."""
+        if self.characters > MAX_CHECKED_CHARACTERS:
+            return False
+        try:
+            msgspec.json.decode("".join(self.arguments))
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return False
+        return True
 
 
 class _Calls:
@@ -194,6 +208,7 @@ class _Calls:
         self._all: list[_Call] = []
         self._by_index: dict[int, _Call] = {}
         self._open: _Call | None = None
+        self._characters = 0
 
     def feed(self, delta: ToolCallDelta, index: int | None) -> None:
         call, is_new = self._call_of(delta, index)
@@ -241,14 +256,18 @@ class _Calls:
                 raise UpstreamFailed("The upstream went on with a call that was complete.")
             return
         call.arguments.append(arguments)
+        call.characters += len(arguments)
+        self._characters += len(arguments)
+        if self._characters > MAX_CHARACTERS:
+            raise UpstreamFailed("The upstream's reply is too long.")
 
     def _advance(self) -> None:
         """Begin those whose turn it is."""
         for call in self._all:
             if call.state != "waiting":
                 continue
-            is_busy = self._open is not None and self._events.writes_call
-            if not call.name or (is_busy and not _is_whole(self._open)):
+            current = self._open if self._events.writes_call else None
+            if not call.name or (current is not None and not current.is_whole):
                 return
             self._begin(call)
 
@@ -265,15 +284,6 @@ class _Calls:
         if self._events.writes_call:
             self._events.close_item(status)
         self._open.state, self._open = "closed", None
-
-
-def _is_whole(call: _Call | None) -> bool:
-    """Whether a call's arguments are a JSON value by now."""
-    try:
-        msgspec.json.decode("".join(call.arguments) if call is not None else "{}")
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
-    return True
 
 
 def usage_object(usage: Usage | None) -> dict[str, Any] | None:

@@ -46,6 +46,13 @@ MAX_WHOLE_BYTES = 1 << 20
 _EVENT_BEGIN = (b"data:", b"event:", b":", b"id:", b"retry:")
 
 
+def is_event_stream(content_type: str, body: bytes) -> bool:
+    """Whether a whole body is an event stream; some are one that do not say so."""
+    if content_type in ("application/json", "text/event-stream"):
+        return content_type != "application/json"
+    return body.lstrip().startswith(_EVENT_BEGIN)
+
+
 @dataclass(frozen=True)
 class ScrubOptions:
     """How a reply is scrubbed: see `sanitize.think`."""
@@ -65,7 +72,7 @@ class Relayed:
     Events are to be had in two ways: `event_pieces`, or else `reply.take` gives the socket's bytes, of
     which `events` makes what a chunked connection carries. Close the reply.
 
-    `fault` makes the end of a stream that went wrong of OpenAI's error object, where it is not as in chat.
+    `is_events`: what is whole are events, of a reply that came otherwise. `fault` makes the end of a stream that went wrong of OpenAI's error object, where it is not as in chat.
     """
 
     reply: UpstreamReply
@@ -73,6 +80,7 @@ class Relayed:
     whole: bytes | None
     events: DirectEvents | None
     fault: Callable[[Mapping[str, Any]], bytes] | None = None
+    is_events: bool = False
 
     @property
     def status(self) -> int:
@@ -186,7 +194,7 @@ def _is_small(reply: UpstreamReply) -> bool:
 
 def _scrubbed_body(body: bytes, scrub: ScrubOptions, content_type: str) -> bytes:
     """A reply that is no event stream by its type, scrubbed; some are one all the same."""
-    if content_type != "application/json" and body.lstrip().startswith(_EVENT_BEGIN):
+    if is_event_stream(content_type, body):
         events = ScrubbedEvents(scrub.for_stream(), finishes=0)
         return events.feed(body) + events.flush()
     try:

@@ -17,7 +17,9 @@ PartKind = Literal["output_text", "refusal", "reasoning_text"]
 Status = Literal["completed", "incomplete"]
 
 # All is repeated when it is done, and so has to be kept.
-MAX_CHARACTERS = 32 << 20
+MAX_CHARACTERS = 8 << 20
+# Each of them costs more than the few bytes that may have made it.
+MAX_PARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class ResponseEvents:
         self._out: list[bytes] = []
         self._sequence = 0
         self._characters = 0
+        self._parts = 0
         self._has_begun = False
         self._item: Json | None = None
         self._filling: _Filling | None = None
@@ -175,6 +178,9 @@ class ResponseEvents:
 
     def _open_part(self, kind: PartKind) -> _Filling:
         shape = _SHAPES[kind]
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise UpstreamFailed("The upstream's reply has too many parts.")
         if self._item is None or self._item["type"] != shape.item:
             self.close_item()
             own: Json = {"role": "assistant"} if shape.item == "message" else {"summary": []}

@@ -18,6 +18,7 @@ from streaming.relay import (
     NOT_RELAYED_UP,
     Relayed,
     ScrubOptions,
+    is_event_stream,
     relayed_headers,
     relayed_reply,
 )
@@ -30,6 +31,8 @@ from streaming.upstream_reply import UpstreamReply
 
 RESPONSES = "/responses"
 CHAT_COMPLETIONS = "/chat/completions"
+JSON_TYPE = (("Content-Type", "application/json"),)
+SSE_TYPE = (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache, no-transform"))
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,15 @@ class _BegunReply(UpstreamReply):
 
 
 async def _translated(reply: UpstreamReply, request_id: str, ask: ResponseAsk) -> Relayed:
-    events = ResponseEvents(ask.begun(), now=ask.now)
-    stage = TranslatedEvents(
-        ChatResponse(events, ask.scrub), is_event_stream=reply.content_type == "text/event-stream"
-    )
     headers = relayed_headers(reply.headers, DECODED_NOT_RELAYED_DOWN | {"content-type"})
     headers.append(("x-request-id", request_id))
-    if ask.stream:
+    response = ChatResponse(ResponseEvents(ask.begun(), now=ask.now), ask.scrub)
+    if ask.stream and reply.content_type == "text/event-stream":
+        stage = TranslatedEvents(response, is_event_stream=True)
         return Relayed(reply, headers, None, DirectEvents(stage), stage.fail)
-    headers.append(("Content-Type", "application/json"))
-    return Relayed(reply, headers, stage.whole(await reply.body()), None)
+    body = await reply.body()
+    stage = TranslatedEvents(response, is_event_stream=is_event_stream(reply.content_type, body))
+    events = stage.feed(body) + stage.flush()
+    if ask.stream:
+        return Relayed(reply, [*headers, *SSE_TYPE], events, None, is_events=True)
+    return Relayed(reply, [*headers, *JSON_TYPE], stage.response, None)

@@ -22,7 +22,7 @@ _END = b"\ndata: [DONE]\n\n\r\n"
 # How streams of the Responses API end.
 _RESPONSE_DONE = re.compile(
     rb"^event: ?(?:response\.(?:completed|incomplete|failed)|error)\s*$"
-    rb"|^data: ?\{\s*\"type\"\s*:\s*\"(?:response\.(?:completed|incomplete|failed)|error)\"",
+    rb"|\"type\"\s*:\s*\"(?:response\.(?:completed|incomplete|failed)|error)\"",
     re.MULTILINE,
 )
 _SEQUENCE = re.compile(rb"\"sequence_number\"\s*:\s*(\d{1,9})")

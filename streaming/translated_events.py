@@ -56,10 +56,9 @@ class TranslatedEvents:
         self._events.fail(error)
         return self._events.take()
 
-    def whole(self, body: bytes) -> bytes:
-        """The response as one JSON object, of the upstream's whole reply. Raises UpstreamFailed."""
-        self.feed(body)
-        self.flush()
+    @property
+    def response(self) -> bytes:
+        """The response as one JSON object, as it is by now."""
         return encode_json(self._events.response)
 
     def _read(self, events: list[SseEvent]) -> None:

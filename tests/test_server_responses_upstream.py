@@ -757,6 +757,7 @@ async def test_a_refusal_of_the_chat_completion_is_the_clients(
             b"nonsense",
             "The upstream sent something that is no chat completion.",
         ),
+        ("text/plain", sse(chunk(content="h")), "The upstream ended its reply before"),
         ("text/html", b"<html>", "The upstream sent something that is no chat completion."),
         ("text/event-stream", sse(chunk(content="h")), "The upstream ended its reply before"),
     ],
@@ -766,9 +767,10 @@ async def test_a_whole_reply_that_is_no_completion_is_a_502(
 ) -> None:
     upstream.handler = raw_reply([body], content_type)
     gateway = await make_gateway(upstream_responses="translate")
-    status, headers, raw = await post(gateway, ASK)
-    assert (status, headers["x-should-retry"]) == (502, "false")
-    assert json.loads(raw)["error"]["message"].startswith(said)
+    for asks_stream in (False, content_type != "text/event-stream"):
+        status, headers, raw = await post(gateway, ASK | {"stream": asks_stream})
+        assert (status, headers["x-should-retry"]) == (502, "false")
+        assert json.loads(raw)["error"]["message"].startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -848,6 +850,26 @@ async def test_a_refusal_behind_a_heartbeat_is_an_error_event(
             "message": "The upstream answered with status 400 and no stream: too long",
             "param": None,
         }
+
+
+async def test_a_whole_completion_behind_a_heartbeat_is_a_stream(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    go_on = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await go_on.wait()
+        choice = {"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice]})
+
+    upstream.handler = slow
+    gateway = await make_gateway(upstream_responses="translate", heartbeat_seconds=0.05)
+    asked = ASK | {"stream": True}
+    async with gateway.session.post(gateway.base + PATH, json=asked) as response:
+        assert await asyncio.wait_for(response.content.readuntil(b"\n\n"), 10) == b": ping\n\n"
+        go_on.set()
+        events = checked(await response.read())
+    assert Response.model_validate(events[-1]["response"]).output_text == "hi"
 
 
 async def test_a_client_that_leaves_ends_the_upstreams_call(

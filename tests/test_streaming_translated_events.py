@@ -418,9 +418,16 @@ WHOLE: dict[str, Any] = {
 }
 
 
+def whole(raw: bytes, stage: Any) -> Any:
+    """The response that no stream was asked for."""
+    stage.feed(raw)
+    stage.flush()
+    return json.loads(stage.response)
+
+
 def test_a_whole_completion_is_a_whole_response_and_a_stream_where_one_was_asked_for() -> None:
     raw = json.dumps(WHOLE).encode()
-    response = json.loads(stage_of(scrubbing("block"), is_event_stream=False).whole(raw))
+    response = whole(raw, stage_of(scrubbing("block"), is_event_stream=False))
     Response.model_validate(response)
     assert texts(response) == [
         *(("reasoning_text", "hm"), ("output_text", "hi"), ("f", "{}"), ("g", "{}"))
@@ -429,7 +436,7 @@ def test_a_whole_completion_is_a_whole_response_and_a_stream_where_one_was_asked
     assert stage.feed(raw[:50]) + stage.feed(raw[50:]) == b""
     assert final(checked(stage.flush())) == response
     streamed = stage_of(scrubbing("block"))
-    assert json.loads(streamed.whole(delta(content="hi") + finish() + DONE))["output"] == [
+    assert whole(delta(content="hi") + finish() + DONE, streamed)["output"] == [
         response["output"][1] | {"id": "msg_5eed0000"}
     ]
 
@@ -437,15 +444,21 @@ def test_a_whole_completion_is_a_whole_response_and_a_stream_where_one_was_asked
 @pytest.mark.parametrize("raw", [b"", b"<html>", b"[]", b"{}", b'{"error": {"message": "no"}}'])
 def test_what_is_no_completion_fails(raw: bytes) -> None:
     with pytest.raises(UpstreamFailed):
-        stage_of(is_event_stream=False).whole(raw)
+        whole(raw, stage_of(is_event_stream=False))
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_events, "MAX_CHARACTERS", 10)
+    monkeypatch.setattr(chat_response, "MAX_CHARACTERS", 10)
     stage = stage_of()
     stage.feed(delta(content="0123456789"))
     with pytest.raises(UpstreamFailed, match="too long"):
         stage.feed(delta(content="x"))
+    with pytest.raises(UpstreamFailed, match="too long"):
+        stage_of().feed(call(0, "a", name="f", arguments="{") + call(1, "b", arguments="x" * 10))
+    monkeypatch.setattr(response_events, "MAX_PARTS", 2)
+    with pytest.raises(UpstreamFailed, match="too many parts"):
+        stage_of().feed(delta(content="a") + delta(refusal="b") + delta(content="c"))
     monkeypatch.setattr(chat_response, "MAX_CALLS", 1)
     stage = stage_of()
     stage.feed(call(0, "a", name="f", arguments="{}"))
