@@ -22,7 +22,7 @@ from streaming.translated_events import TranslatedEvents
 GOAL_MICROSECONDS = 12.0
 ROUNDS, REPEATS = 10, 7
 SCRUB = ScrubOptions("reasoning", ("think", "thank"), starts_open=False)
-BEGUN = begun_response(ResponseRequest(), id_="resp_5eed", created=1, model="m")
+BEGUN = begun_response(ResponseRequest(store=False), id_="resp_5eed", created=1, model="m")
 
 
 def translated(scrub: ScrubOptions | None) -> TranslatedEvents:

@@ -41,6 +41,8 @@ def begun_response(asked: ResponseRequest, *, id_: str, created: int, model: str
     }
     if not isinstance(told["tool_choice"], str):
         told["tool_choice"] = _without_nulls(told["tool_choice"])
+    if asked.conversation_id is not None:
+        told["conversation"] = {"id": asked.conversation_id}
     reasoning, text = asked.reasoning, asked.text
     return {
         "id": id_,
@@ -58,7 +60,7 @@ def begun_response(asked: ResponseRequest, *, id_: str, created: int, model: str
             "effort": reasoning.effort if reasoning else None,
             "summary": reasoning.summary if reasoning else None,
         },
-        "store": False,
+        "store": asked.store is not False,
         "text": {
             "format": _without_nulls(msgspec.to_builtins(text.format))
             if text is not None and text.format is not None

@@ -139,11 +139,13 @@ async def _send_events(
     try:
         if not stream.prepared:
             stream.set_head(relayed.status, relayed.headers)
-        taken = relayed.reply.take() if stream.takes_frames else None
+        taken = None
+        if stream.takes_frames and relayed.slow_pieces is None:
+            taken = relayed.reply.take()
         if taken is not None:
             await stream.carry(taken, relayed.events)
         else:
-            await stream.carry_pieces(relayed.event_pieces())
+            await stream.carry_pieces((relayed.slow_pieces or relayed.event_pieces)())
     except BaseException as error:
         if not stream.prepared:
             raise

@@ -19,6 +19,7 @@ from streaming.json_codec import encode_json
 
 Json = dict[str, Any]
 
+KINDS = ("message", "reasoning", "function_call", "function_call_output")
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
@@ -30,7 +31,8 @@ def chat_messages(
     if instructions:
         messages.add_system(instructions)
     for index, item in enumerate(earlier):
-        messages.add(item, f"previous_response_id.{index}")
+        if (item.get("type") or "message") in KINDS:  # an agent's other items ended in a message
+            messages.add(item, f"previous_response_id.{index}")
     for index, item in enumerate(items):
         messages.add(item, f"input.{index}")
     return messages.done()
@@ -60,7 +62,7 @@ class _Messages:
         else:
             raise refusal(
                 f"{where}.type",
-                f"must be message, reasoning, function_call or function_call_output, not {kind}: "
+                f"must be one of {', '.join(KINDS)}, not {kind}: "
                 "this upstream knows chat completions only",
             )
 

@@ -72,7 +72,8 @@ class Relayed:
     Events are to be had in two ways: `event_pieces`, or else `reply.take` gives the socket's bytes, of
     which `events` makes what a chunked connection carries. Close the reply.
 
-    `is_events`: what is whole are events, of a reply that came otherwise. `fault` makes the end of a stream that went wrong of OpenAI's error object, where it is not as in chat.
+    `is_events`: what is whole are events, of a reply that came otherwise. `slow_pieces` has to be used for
+    `event_pieces` where it is set: something is waited for between two events. `fault` makes the end of a stream that went wrong of OpenAI's error object, where it is not as in chat.
     """
 
     reply: UpstreamReply
@@ -81,6 +82,7 @@ class Relayed:
     events: DirectEvents | None
     fault: Callable[[Mapping[str, Any]], bytes] | None = None
     is_events: bool = False
+    slow_pieces: Callable[[], AsyncIterator[bytes]] | None = None
 
     @property
     def status(self) -> int:

@@ -67,10 +67,13 @@ class _Filling:
 class ResponseEvents:
     """Tell it what happens, `take` the events. `begun` is the response object of the start.
 
-    `now` is in seconds since the epoch. An item's id is made of the response's and its place.
+    `now` is in seconds since the epoch. An item's id is made of the response's and its place. `holds_end`: a good end
+    waits for `tell_end`.
     """
 
-    def __init__(self, begun: Mapping[str, Any], *, now: Callable[[], float]) -> None:
+    def __init__(
+        self, begun: Mapping[str, Any], *, now: Callable[[], float], holds_end: bool = False
+    ) -> None:
         self._response: Json = {**begun, "status": "in_progress", "output": [], "usage": None}
         self._now = now
         self._out: list[bytes] = []
@@ -78,6 +81,8 @@ class ResponseEvents:
         self._characters = 0
         self._parts = 0
         self._has_begun = False
+        self._holds_end = holds_end
+        self.holds = False  # the end is waiting
         self._item: Json | None = None
         self._filling: _Filling | None = None
         self.ended = False
@@ -150,13 +155,20 @@ class ResponseEvents:
             more: Json = {"status": "incomplete", "incomplete_details": {"reason": incomplete}}
         else:
             more = {"status": "completed", "completed_at": int(self._now())}
-        self._end(more | {"usage": usage})
+        self._response |= more | {"usage": usage}
+        self.ended = True
+        if self._holds_end:
+            self.holds = True
+        else:
+            self.tell_end(store=False)
 
     def fail(self, error: Mapping[str, Any]) -> None:
         """The end of what went wrong: nothing where it has ended, an `error` where it has not begun.
 
         `error` is OpenAI's error object.
         """
+        if self.holds:
+            self.tell_end(store=False)
         if self.ended:
             return
         if not self._has_begun:
@@ -169,12 +181,16 @@ class ResponseEvents:
             self._item["status"] = "incomplete"
         limited = error.get("type") == "rate_limit_error"
         code = "rate_limit_exceeded" if limited else "server_error"
-        self._end({"status": "failed", "error": {"code": code, "message": error["message"]}})
-
-    def _end(self, more: Json) -> None:
-        self._response |= more
+        told = {"code": code, "message": error["message"]}
+        self._response |= {"status": "failed", "error": told}
         self.ended = True
-        self._send(f"response.{more['status']}", {"response": self._response})
+        self.tell_end(store=False)
+
+    def tell_end(self, *, store: bool) -> None:
+        """Tell the end, and whether the response is kept."""
+        self.holds = False
+        self._response["store"] = store
+        self._send(f"response.{self._response['status']}", {"response": self._response})
 
     def _open_part(self, kind: PartKind) -> _Filling:
         shape = _SHAPES[kind]

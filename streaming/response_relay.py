@@ -5,8 +5,9 @@ of which nothing is known is asked for `/responses` first; where it says that it
 once for a chat completion, and so is every later request for a time. Nothing else is ever asked twice for it.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from multidict import CIMultiDictProxy
@@ -34,22 +35,27 @@ CHAT_COMPLETIONS = "/chat/completions"
 JSON_TYPE = (("Content-Type", "application/json"),)
 SSE_TYPE = (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache, no-transform"))
 
+# Keeps a response that has ended; says whether it could.
+Keep = Callable[[Mapping[str, Any]], Awaitable[bool]]
+
 
 @dataclass(frozen=True)
 class ResponseAsk:
     """One request: how it goes up to an upstream that has the API, and how to one that has not.
 
-    `begun` makes the response object of a translated reply as it starts; `now` is in seconds since the epoch. `routes`
-    are the upstreams' by name; `scrub` is for translated replies, and makes all of them that.
+    `begun` makes the response object of a translated reply as it starts, and says how it is kept, if it is; `now` is in
+    seconds since the epoch. `routes`
+    are the upstreams' by name; `scrub` is for translated replies. `translates`: all are.
     """
 
     own: BodyFor
     chat: BodyFor
     routes: Mapping[str, ResponsesRoute]
-    begun: Callable[[], Mapping[str, Any]]
+    begun: Callable[[], tuple[Mapping[str, Any], Keep | None]]
     now: Callable[[], float]
     stream: bool
     scrub: ScrubOptions | None
+    translates: bool
     query: str = ""
 
 
@@ -109,8 +115,7 @@ class _Form:
 
     def _is_translated(self, member: GroupMember) -> bool:
         route = self._ask.routes[member.name]
-        needed = self._ask.scrub is not None
-        return self._translates.setdefault(member.name, needed or route.translates)
+        return self._translates.setdefault(member.name, self._ask.translates or route.translates)
 
 
 async def _begin_body(reply: UpstreamReply) -> tuple[bytes, AsyncIterator[bytes]]:
@@ -161,13 +166,35 @@ class _BegunReply(UpstreamReply):
 async def _translated(reply: UpstreamReply, request_id: str, ask: ResponseAsk) -> Relayed:
     headers = relayed_headers(reply.headers, DECODED_NOT_RELAYED_DOWN | {"content-type"})
     headers.append(("x-request-id", request_id))
-    response = ChatResponse(ResponseEvents(ask.begun(), now=ask.now), ask.scrub)
+    begun, keep = ask.begun()
+    events = ResponseEvents(begun, now=ask.now, holds_end=keep is not None)
+    response = ChatResponse(events, ask.scrub)
     if ask.stream and reply.content_type == "text/event-stream":
         stage = TranslatedEvents(response, is_event_stream=True)
-        return Relayed(reply, headers, None, DirectEvents(stage), stage.fail)
+        relayed = Relayed(reply, headers, None, DirectEvents(stage), stage.fail)
+        if keep is not None:
+            relayed.slow_pieces = partial(_kept_pieces, relayed, stage, keep)
+        return relayed
     body = await reply.body()
     stage = TranslatedEvents(response, is_event_stream=is_event_stream(reply.content_type, body))
-    events = stage.feed(body) + stage.flush()
+    told = stage.feed(body) + stage.flush() + await _told_end(stage, keep)
     if ask.stream:
-        return Relayed(reply, [*headers, *SSE_TYPE], events, None, is_events=True)
+        return Relayed(reply, [*headers, *SSE_TYPE], told, None, is_events=True)
     return Relayed(reply, [*headers, *JSON_TYPE], stage.response, None)
+
+
+async def _kept_pieces(
+    relayed: Relayed, stage: TranslatedEvents, keep: Keep
+) -> AsyncIterator[bytes]:
+    """The events, the last of them once the response is kept. Raises UpstreamFailed."""
+    async for data in relayed.reply.pieces():
+        if out := stage.feed(data) + await _told_end(stage, keep):
+            yield out
+    if out := stage.flush() + await _told_end(stage, keep):
+        yield out
+
+
+async def _told_end(stage: TranslatedEvents, keep: Keep | None) -> bytes:
+    if keep is None or stage.held is None:
+        return b""
+    return stage.tell_end(store=await keep(stage.held))

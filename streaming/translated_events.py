@@ -57,6 +57,16 @@ class TranslatedEvents:
         return self._events.take()
 
     @property
+    def held(self) -> Mapping[str, Any] | None:
+        """The response object, where its end waits to be told."""
+        return self._events.response if self._events.holds else None
+
+    def tell_end(self, *, store: bool) -> bytes:
+        """The end that waited, and whether the response is kept."""
+        self._events.tell_end(store=store)
+        return self._events.take()
+
+    @property
     def response(self) -> bytes:
         """The response as one JSON object, as it is by now."""
         return encode_json(self._events.response)

@@ -315,9 +315,10 @@ def test_what_a_chat_completion_cannot_say_is_refused_by_its_name(
 
 
 def test_earlier_items_come_before_the_requests_own() -> None:
-    earlier = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    earlier = (
+        {"role": "user", "content": "a"},
+        {"type": "code_interpreter_call", "id": "ci_1"},  # an agent's
+        {"role": "assistant", "content": "b"},
+    )
     messages = chat_of({"instructions": "x", "input": "c"}, earlier)["messages"]
     assert [message["content"] for message in messages] == ["x", "a", "b", "c"]
-    with pytest.raises(InvalidRequest) as caught:
-        chat_of({"input": "c"}, ({"type": "mcp_call"},))
-    assert caught.value.param == "previous_response_id.0.type"

@@ -437,6 +437,7 @@ async def test_what_was_asked_is_told_in_the_response(
         "reasoning": {"effort": "low"},
         "text": {"verbosity": "low"},
         "parallel_tool_calls": False,
+        "store": False,
     }
     _, _, raw = await post(gateway, asked)
     response = json.loads(raw)

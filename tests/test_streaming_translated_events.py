@@ -31,7 +31,9 @@ _event: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def stage_of(scrubbed: ScrubOptions | None = None, *, is_event_stream: bool = True) -> Any:
-    begun = begun_response(ResponseRequest(), id_="resp_5eed", created=1, model="up/model")
+    begun = begun_response(
+        ResponseRequest(store=False), id_="resp_5eed", created=1, model="up/model"
+    )
     events = ResponseEvents(begun, now=lambda: 2.5)
     return TranslatedEvents(ChatResponse(events, scrubbed), is_event_stream=is_event_stream)
 
