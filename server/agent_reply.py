@@ -49,7 +49,7 @@ async def collect_run(
         every_seconds=settings.heartbeat_seconds,
     )
     try:
-        transcript = _transcript(request, run, reader)
+        transcript = transcript_of(request.app, run, reader)
         reasoning = _Collected()
         while events := await padded.read():
             for event in events:
@@ -107,14 +107,14 @@ async def stream_run(
 ) -> web.StreamResponse:
     """The leg of the run as a chat stream. Raises ConnectionError when the client is gone."""
     settings = request.app[SETTINGS]
-    transcript = _transcript(request, run, reader)
+    transcript = transcript_of(request.app, run, reader)
     wire = ChatWire(
         run_id=leg_id(run.id, reader.begin),
         created=created,
         model=model,
         include_usage=include_usage,
     )
-    told = _Telling(wire, reasoning_format)
+    told = Telling(wire, reasoning_format)
     with suppress(TimeoutError):
         async with asyncio.timeout(settings.heartbeat_seconds):
             while not told.anything and (events := await reader.read()):
@@ -167,7 +167,7 @@ class _Collected:
         return text[:MAX_REASONING_CHARACTERS] + TRUNCATED
 
 
-class _Telling:
+class Telling:
     """Collects the events of a stream, in its `reasoning_format`, until they are taken and sent."""
 
     def __init__(self, wire: ChatWire, reasoning_format: str) -> None:
@@ -207,9 +207,11 @@ class _Telling:
         self._events += (self._wire.finish("error"), error_event(error), DONE)
 
     def take(self) -> bytes:
-        data = b"".join(self._events)
-        self._events.clear()
-        return data
+        return b"".join(self.take_events())
+
+    def take_events(self) -> list[bytes]:
+        events, self._events = self._events, []
+        return [event for event in events if event]
 
     def _close_think(self) -> None:
         if self._think_open:
@@ -217,9 +219,9 @@ class _Telling:
             self._events += self._wire.content("\n</think>\n\n")
 
 
-def _transcript(request: web.Request, run: Run, reader: RunReader) -> Transcript:
+def transcript_of(app: web.Application, run: Run, reader: RunReader) -> Transcript:
     return Transcript(
-        tag_names=request.app[SETTINGS].think_tags,
+        tag_names=app[SETTINGS].think_tags,
         code_tags=run.code_tags,
         is_later_leg=reader.begin > 0,
     )

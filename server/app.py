@@ -8,7 +8,7 @@ from functools import partial
 
 from aiohttp import web
 
-from server import chat, health, metrics, models, openapi, parts, relay_routes, runs
+from server import chat, health, metrics, models, openapi, parts, relay_routes, runs, stream_routes
 from server.api_keys import load_keys
 from server.auth import auth_middleware
 from server.cors import allow_origins
@@ -27,6 +27,7 @@ from server.keys import (
     RELAYS,
     REQUEST_COUNTS,
     SETTINGS,
+    STREAMS,
 )
 from server.loop_lag import loop_lag
 from server.request_counts import RequestCounts
@@ -54,6 +55,7 @@ def create_app(
     app[CODE_IMPORTS] = getattr(agents, "code_imports", frozenset())
     app[MCP_SERVERS] = getattr(agents, "mcp_servers", {})
     app[RELAYS] = set()
+    app[STREAMS] = set()
     app[REQUEST_COUNTS] = RequestCounts()
     app[FINISHED_RUNS] = FinishedRuns()
     app.cleanup_ctx.extend((loop_lag, image_fetch))
@@ -78,6 +80,10 @@ def create_app(
         app.router.add_get(f"{prefix}/runs", runs.list_runs)
         app.router.add_get(f"{prefix}/runs/{{id}}", runs.get_run)
         app.router.add_post(f"{prefix}/runs/{{id}}/cancel", runs.cancel_run)
+        for path in ("/stream", "/stream/{name}"):
+            app.router.add_get(prefix + path, stream_routes.resume_stream)
+            app.router.add_delete(prefix + path, stream_routes.delete_stream)
+        app.router.add_post(f"{prefix}/streams/lookup", stream_routes.lookup_streams)
         for method, path in relay_routes.ROUTES:
             app.router.add_route(method, prefix + path, relay_routes.relay_route)
     return app

@@ -22,6 +22,7 @@ from server.keys import (
     IDENTITY,
     IMAGE_FETCH,
     KEY_HOLDER,
+    PRESENCE,
     REPLAYS,
     RUN_ID,
     SETTINGS,
@@ -35,6 +36,8 @@ from server.relayed_body import chat_data
 from server.setting_values import leave_policy
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
+from server.stored_stream import StreamTerms, name_of
+from server.stream_routes import start_stored_stream
 from server.tool_request import tool_results_of
 from server.ui_tasks import is_ui_task
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
@@ -94,6 +97,9 @@ async def _run_agent(
     if settings.plain_ui_tasks and is_ui_task(asked):
         return await answer_plainly(request, body, asked, model or agent)
     leave_seconds = _leave_seconds(request, settings)
+    name = name_of(request) if asked.stream else None
+    if name is not None:  # before anything is begun, find out whether it can be stored
+        await request.app[PRESENCE].arrive()
     replays = request.app[REPLAYS]
     wish = wish_of(request.headers, body, request.get(API_KEY, ""))
     async with replays.settling(wish):
@@ -104,6 +110,8 @@ async def _run_agent(
         return await leg.pass_on(request)
     run = leg.run
     request[RUN_ID] = run.id
+    if name is not None:
+        return await _store_stream(request, leg, asked, name, model or agent)
     reading = request.app[SUPERVISOR].reading(run, begin=leg.begin, leave_seconds=leave_seconds)
     async with reading as reader:
         created = int(run.created)
@@ -127,6 +135,23 @@ async def _run_agent(
             model=model or agent,
             reasoning_format=reasoning_format,
         )
+
+
+async def _store_stream(
+    request: web.Request, leg: Leg, asked: ChatRequest, name: str, model: str
+) -> web.StreamResponse:
+    """The leg as a stream that can be resumed."""
+    settings = request.app[SETTINGS]
+    is_set = "X-On-Disconnect" in request.headers
+    terms = StreamTerms(
+        name=name,
+        created=int(leg.run.created),
+        model=model,
+        reasoning_format=asked.reasoning_format or settings.reasoning_format,
+        include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        leave_seconds=_leave_seconds(request, settings) if is_set else settings.resume_seconds,
+    )
+    return await start_stored_stream(request, leg, terms)
 
 
 async def _leg_for(

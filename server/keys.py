@@ -43,6 +43,8 @@ EMBEDDED: web.AppKey["EmbeddedUpstream | LinkedEmbedded"] = web.AppKey("embedded
 # What outlives a request, and this process's part in it.
 STORE: web.AppKey[Store] = web.AppKey("store", Store)
 PRESENCE: web.AppKey[Presence] = web.AppKey("presence", Presence)
+# Those who write chat streams into the store.
+STREAMS: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("streams", set)
 
 # The line to the parent, where this is one of many workers.
 WORKER_LINK: web.AppKey[WorkerLink] = web.AppKey("worker_link", WorkerLink)

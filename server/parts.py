@@ -13,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+from server.drain import FAREWELL_SECONDS
 from server.idempotency import Replays
 from server.keys import (
     AGENTS,
@@ -29,6 +30,7 @@ from server.keys import (
     RUNNER,
     SETTINGS,
     STORE,
+    STREAMS,
     SUPERVISOR,
     TOOL_DESK,
     UPSTREAM,
@@ -38,6 +40,7 @@ from server.keys import (
 from server.presence import Presence
 from server.runner_choice import open_runner
 from server.store_address import is_shared_by_nature, make_store
+from server.stored_stream import end_lost_stream
 from server.upstreams import open_upstreams
 from server.worker_link import LinkedEmbedded
 from streaming.agent_run import RunMeans
@@ -163,12 +166,15 @@ async def store(app: web.Application) -> AsyncIterator[None]:
             days=settings.store_days,
             max_bytes=settings.store_max_bytes,
         )
+        presence.ends_lost["chat"] = partial(end_lost_stream, opened)
         arriving = None
         if opened.exists or is_shared_by_nature(settings.store):
             arriving = asyncio.create_task(presence.arrive_later())
         yield
         if arriving is not None:
             arriving.cancel()
+        if streams := app[STREAMS]:  # their runs have ended: these are their last words
+            await asyncio.wait(streams, timeout=FAREWELL_SECONDS)
         await presence.leave()
     finally:
         await opened.close()

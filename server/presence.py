@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from streaming.failures import SmolgateError
-from streaming.store import BadStore, FrontEnd, Record, Store
+from streaming.failures import SmolgateError, WorkerLost
+from streaming.store import BadStore, FrontEnd, Record, RecordGone, Store, StoreFailed
 
 log = logging.getLogger("server")
 
@@ -25,12 +25,14 @@ SWEEP_SECONDS = 60.0
 RENEWALS = 4
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-# Ends a record that was adopted: appends its last words, and finishes it as failed.
-EndLost = Callable[[Record], Awaitable[None]]
+# Appends a record's last words, which say this error, and finishes it as failed.
+EndLost = Callable[[Record, SmolgateError], Awaitable[None]]
+LOST = WorkerLost("The server that ran this was lost.", code="server_lost")
+UNSTORED = StoreFailed("What the run did could not be stored.")
 
 
 class Presence:
-    """`ends_lost` has for each kind of record how one ends whose front end is gone (code `server_lost`)."""
+    """`ends_lost` has for each kind of record how one ends that its run will not (code `server_lost`, …)."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Presence:
         self._days = days
         self._max_bytes = max_bytes
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
+        self._abandoned: dict[str, Record] = {}
         self._arriving = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -116,6 +119,15 @@ class Presence:
             if self._held.get(record_id) is held:
                 del self._held[record_id]
 
+    def stopper_of(self, record_id: str) -> Callable[[], None]:
+        """Stops whoever writes the record here now: it was deleted or replaced, and need not wait to be told."""
+        held = self._held.get(record_id)
+        return held[1] if held is not None else lambda: None
+
+    def abandon(self, record: Record) -> None:
+        """Nobody writes it any more, and the store could not be told: it is as soon as it can be."""
+        self._abandoned[record.id] = record
+
     async def _renew(self) -> None:
         while True:
             with _said(self.store):
@@ -126,14 +138,29 @@ class Presence:
     async def _end_lost(self) -> None:
         for record in await self.store.adopt_lost(self.id, f"adopted-{secrets.token_hex(8)}"):
             log.warning("%s %s is lost: its server is gone", record.kind, record.id)
-            end = self.ends_lost.get(record.kind)
-            with suppress(SmolgateError):  # ended meanwhile, or to be adopted again by the next
-                if end is None:
-                    await self.store.finish(
-                        record.id, record.run, status="failed", first=record.next_sequence
-                    )
-                else:
-                    await end(record)
+            await self._end(record, LOST)
+        if not self._abandoned:
+            return
+        heads = await self.store.heads(list(self._abandoned))
+        for record in list(self._abandoned.values()):
+            del self._abandoned[record.id]
+            head = heads.get(record.id)
+            if head is not None and head.run == record.run and head.ended is None:
+                record.next_sequence = head.next_sequence
+                await self._end(record, UNSTORED)
+
+    async def _end(self, record: Record, error: SmolgateError) -> None:
+        try:
+            if (end := self.ends_lost.get(record.kind)) is not None:
+                await end(record, error)
+            else:
+                await self.store.finish(
+                    record.id, record.run, status="failed", first=record.next_sequence
+                )
+        except StoreFailed:
+            self.abandon(record)
+        except RecordGone:
+            pass  # it has ended, or is no more
 
     async def _look_for_cancels(self) -> None:
         while True:

@@ -19,6 +19,7 @@ SSE_HEADERS = {
     "X-Accel-Buffering": "no",
 }
 PING = b": ping\n\n"
+NUMBERED_PING = b": ping\n"
 # A client that takes nothing for this long, its buffers full, is given up.
 STALL_SECONDS = 60.0
 # aiohttp's writer waits for nothing below this.
@@ -77,3 +78,12 @@ class SseWriter(EventSourceResponse):
             if transport is not None:
                 transport.abort()
             raise ClientStalled("the client reads nothing") from None
+
+
+class NumberedSseWriter(SseWriter):
+    """One whose events have numbers: a blank line after a comment would, once there was an `id:`, be an event
+    that clients cannot read, so the heartbeat has none.
+    """
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        await super().write(NUMBERED_PING if data == PING else data)

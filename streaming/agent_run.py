@@ -20,12 +20,13 @@ from streaming.agent_context import (
     family_of,
     fit_agent,
 )
+from streaming.agent_memory import AgentMemory, BadMemory, kept_memory, memory_of, recall
 from streaming.answer_check import AnswerCheck, AnswerRefused
 from streaming.cancellation import RunCancelled, StopSignal
 from streaming.channel import Channel
 from streaming.client_tools import offer_tools, python_name
 from streaming.effort import set_effort
-from streaming.events import Event, Failure, Final, Print, Started, Stdout
+from streaming.events import Event, Failure, Final, Print, Remembered, Started, Stdout
 from streaming.failures import (
     AgentFailed,
     InvalidRequest,
@@ -100,7 +101,8 @@ class _Drive:
         )
         with captured(_log_building):  # what libraries say while an agent is built is no reasoning
             agent = call_factory(self._means.agents[self._spec.agent], context)
-        self._reader = StepReader(writes_code=isinstance(agent, CodeAgent))
+        servers = {tool.name: tool.server for tool in context.tools if hasattr(tool, "server")}
+        self._reader = StepReader(writes_code=isinstance(agent, CodeAgent), servers=servers)
         try:
             self._fit(agent)
             return self._iterate(agent)
@@ -155,9 +157,13 @@ class _Drive:
         check.install(agent)
         try:
             images = pictures(spec.images) or None
+            before = memory_of(spec.memory) if spec.memory else AgentMemory()
+            recall(agent, before)
             remember(agent, spec.history)
         except ValueError as error:
             raise InvalidRequest(f"In 'messages', {error}.", param="messages") from None
+        except BadMemory:
+            raise AgentFailed("The agent's memory of this conversation is broken.") from None
         task = "\n\n".join(part for part in (spec.task, check.instructions()) if part)
         items = agent.run(task, stream=True, reset=False, images=images, max_steps=spec.max_steps)
         try:
@@ -178,7 +184,10 @@ class _Drive:
         except Exception as error:
             raise _model_failure(error) from error
         cut = reader.ran_out_of_steps and agent.model.finish_reason == "length"
-        return Final(_until_stop(answer, spec.stop), cut)
+        answer = _until_stop(answer, spec.stop)
+        if spec.keeps_memory:
+            self._channel.send(Remembered(kept_memory(agent, before, spec.images, answer)))
+        return Final(answer, cut, reader.ran_out_of_steps)
 
 
 def _until_stop(answer: str | None, stops: Sequence[str]) -> str | None:

@@ -49,11 +49,22 @@ class Stdout(Event, frozen=True):
 
 
 class ToolCall(Event, frozen=True):
-    """A tool was called by name (agents that write code call tools inside it instead)."""
+    """A tool was called by name (agents that write code call tools inside it instead). `server` is the MCP
+    server's name, empty for a tool of the agent's own.
+    """
 
     id: str
     name: str
     arguments: str
+    server: str = ""
+
+
+class ToolGave(Event, frozen=True):
+    """What a tool that was called by name returned, as the model sees it."""
+
+    id: str
+    text: str
+    failed: bool = False
 
 
 class ToolRan(Event, frozen=True):
@@ -92,11 +103,20 @@ class Paused(Event, frozen=True):
     calls: tuple[CalledTool, ...]
 
 
+class Remembered(Event, frozen=True):
+    """What the agent will need to go on another time: see agent_memory.py. Nothing for a reader."""
+
+    memory: bytes
+
+
 class Final(Event, frozen=True):
-    """The run's answer, `None` where it gave none; `cut` where the limit of tokens cut it. Terminal."""
+    """The run's answer, `None` where it gave none; `cut` where the limit of tokens cut it, `out_of_steps` where
+    it is the best that could be said when there were no more steps. Terminal.
+    """
 
     answer: str | None
     cut: bool = False
+    out_of_steps: bool = False
 
 
 class Failure(Event, frozen=True):
@@ -121,6 +141,10 @@ def event_bytes(event: Event) -> int:
             return 64 + len(text)
         case ToolCall(arguments=arguments):
             return 64 + len(arguments)
+        case ToolGave(text=text):
+            return 64 + len(text)
+        case Remembered(memory=memory):
+            return 64 + len(memory)
         case Paused(calls=calls):
             return 64 + sum(128 + len(call.arguments) for call in calls)
         case _:

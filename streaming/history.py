@@ -25,11 +25,15 @@ ROLES = {"user": MessageRole.USER, "assistant": MessageRole.ASSISTANT}
 
 @dataclass
 class EarlierTurn(MemoryStep):  # type: ignore[misc]  # smolagents is untyped
-    """What somebody said before the task. A plan is told it by other means: see `remember`."""
+    """What somebody said before the task. A plan is told it by other means: see `remember`.
+
+    `passing`: it is true of this run alone, and no later one is to be told it.
+    """
 
     role: str
     text: str
     images: list[PillowImage.Image]
+    passing: bool = False
 
     def dict(self) -> dict[str, Any]:
         return {"role": self.role, "text": self.text, "images": len(self.images)}
@@ -43,9 +47,11 @@ class EarlierTurn(MemoryStep):  # type: ignore[misc]  # smolagents is untyped
 
 
 def remember(agent: MultiStepAgent, history: Sequence[Turn]) -> None:
-    """Give a fresh agent the conversation before its task. Raises ValueError for a broken image."""
+    """Tell an agent the conversation before its task, behind what it may have recalled. Raises ValueError for a
+    broken image.
+    """
     names = {call.id: call.name for turn in history for call in turn.tool_calls}
-    agent.memory.steps = [
+    turns = [
         EarlierTurn(
             role="assistant" if turn.role == "assistant" else "user",
             text=_text(turn, names),
@@ -53,11 +59,13 @@ def remember(agent: MultiStepAgent, history: Sequence[Turn]) -> None:
         )
         for turn in history
     ]
+    agent.memory.steps = [*agent.memory.steps, *turns]
     if history:
-        _plan_afresh(agent, agent.memory.steps)
+        plan_afresh(agent, turns)
 
 
-def _plan_afresh(agent: MultiStepAgent, turns: Sequence[EarlierTurn]) -> None:
+def plan_afresh(agent: MultiStepAgent, turns: Sequence[EarlierTurn]) -> None:
+    """From now on plans are made of the task, these turns being told before it."""
     make_plan = agent._generate_planning_step
     told = "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in turns)
 

@@ -43,6 +43,7 @@ class McpTool(Tool):  # type: ignore[misc]
         self.output_schema = described.outputSchema
         self.output_type = "any"
         self.is_initialized = True
+        self.server = connection.name
         self._connection = connection
         self._own_name = described.name
         self._loop = loop

@@ -55,7 +55,8 @@ class AnswerFormat(msgspec.Struct, frozen=True, kw_only=True):
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What one run is to do. `model_options` go into the body of every model call.
 
-    `must_call` are names of `tools` of which one must have been called before there is an answer.
+    `must_call` are names of `tools` of which one must have been called before there is an answer. `memory` is what an
+    earlier run left behind; with `keeps_memory` this one does so, too, by a `Remembered` event.
     """
 
     run_id: str
@@ -63,6 +64,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     images: tuple[Image, ...] = ()
     history: tuple[Turn, ...] = ()
+    memory: bytes = b""
+    keeps_memory: bool = False
     max_steps: int | None = None
     effort: Effort | None = None
     stop: tuple[str, ...] = ()

@@ -8,7 +8,8 @@ as text. The oddities of smolagents 1.26 end here: the last step yielded twice a
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image as PillowImage
@@ -17,8 +18,9 @@ from smolagents.memory import ActionStep, FinalAnswerStep, PlanningStep
 from smolagents.memory import ToolCall as AgentToolCall
 from smolagents.models import ChatMessageStreamDelta
 
-from streaming.events import Event, Note, Plan, Step, ToolCall
+from streaming.events import Event, Note, Plan, Step, ToolCall, ToolGave
 
+NO_SERVERS: Mapping[str, str] = MappingProxyType({})
 CODE_TOOL = "python_interpreter"
 LOGS_MARK = "Execution logs:\n"
 OUTPUT_MARK = "Last output from code snippet:\n"
@@ -28,11 +30,13 @@ class StepReader:
     """Turns one run's items into events; `answer` is set once the run has concluded.
 
     `writes_code`: the agent is a CodeAgent, whose code its steps carry. `calls` are the names of the tools
-    that the present step calls by name, all of them before the first is called.
+    that the present step calls by name, all of them before the first is called. `servers` are those of MCP
+    tools, by the tools' names.
     """
 
-    def __init__(self, *, writes_code: bool) -> None:
+    def __init__(self, *, writes_code: bool, servers: Mapping[str, str] = NO_SERVERS) -> None:
         self._writes_code = writes_code
+        self._servers = servers
         self._last_step: ActionStep | None = None
         self.calls: list[str] = []
         self.answer: str | None = None
@@ -57,8 +61,12 @@ class StepReader:
             case AgentToolCall():
                 if not (self._writes_code and item.name == CODE_TOOL):
                     self.calls.append(item.name)
-                    yield ToolCall(item.id, item.name, answer_text(item.arguments) or "")
-            case ActionOutput() | ToolOutput() | ChatMessageStreamDelta():
+                    arguments = answer_text(item.arguments) or ""
+                    server = self._servers.get(item.name, "")
+                    yield ToolCall(item.id, item.name, arguments, server)
+            case ToolOutput():
+                yield ToolGave(item.id, item.observation or "")
+            case ActionOutput() | ChatMessageStreamDelta():
                 pass  # contained in the step that follows, or streamed by the model itself
             case _:
                 yield Note(str(item))

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from hypothesis import settings
+from store_servers import StoreServers
 
 from bench.ray_cluster import NoNamespaces, RayCluster, open_ray_cluster
 from server.app import create_app
@@ -298,6 +299,14 @@ async def make_gateway(
             return Gateway(app, base, session)
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def store_servers() -> Iterator[StoreServers]:
+    """PostgreSQL and Redis, where a test needs them."""
+    servers = StoreServers()
+    yield servers
+    servers.close()
 
 
 @pytest.fixture(scope="session")

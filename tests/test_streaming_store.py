@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from store_servers import KINDS, StoreServers
 
+from server.store_address import make_store
 from streaming.store import (
     AlreadyStored,
     Conversation,
@@ -15,15 +17,15 @@ from streaming.store import (
     RecordGone,
     Store,
 )
-from streaming.stores.sqlite_store import MEMORY, SqliteStore
 
 HERE = FrontEnd(id="here", machine="m", socket="/s", url="http://here", secret="x")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    path = MEMORY if request.param == "memory" else str(tmp_path / "state" / "store.sqlite3")
-    opened = SqliteStore(path)
+@pytest.fixture(params=KINDS)
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, store_servers: StoreServers
+) -> AsyncIterator[Store]:
+    opened = make_store(store_servers.address(request.param, tmp_path))
     await opened.open()
     yield opened
     await opened.close()

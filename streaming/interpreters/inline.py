@@ -6,9 +6,18 @@ boundary: for trusted prompts only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from smolagents.local_python_executor import LocalPythonExecutor, PrintContainer
+from smolagents.local_python_executor import (
+    InterpreterError,
+    LocalPythonExecutor,
+    PrintContainer,
+)
+
+from streaming.interpreters.kept_variables import KeptVariables, kept_variables
+from streaming.interpreters.value_reader import decode_value
+from streaming.interpreters.value_writer import ValueRefused
 
 PRINTS = "_print_outputs"
 OPERATIONS = "_operations_count"
@@ -34,9 +43,35 @@ class InlineInterpreter(LocalPythonExecutor):  # type: ignore[misc]
             additional_functions=dict(additional_functions or {}),
             timeout_seconds=None,
         )
+        self._definitions: tuple[tuple[str, str], ...] = ()
+        self._on_print = on_print
         self.state: dict[str, Any] = _LiveState(
             {"__name__": "__main__"}, on_print=on_print, check_stop=check_stop
         )
+
+
+    def recall(self, values: Mapping[str, bytes], definitions: Sequence[tuple[str, str]]) -> None:
+        """Before the first code: variables of an earlier run, and names with the code that defines them."""
+        for name, value in values.items():
+            with suppress(ValueRefused):
+                self.state[name] = decode_value(value)
+        self._definitions = tuple(definitions)
+
+    def keep(self) -> KeptVariables | None:
+        """What the variables leave behind."""
+        return kept_variables(self.state, self.custom_tools)
+
+    def __call__(self, code_action: str) -> Any:
+        definitions, self._definitions = self._definitions, ()
+        failed = []
+        for name, code in definitions:
+            try:
+                super().__call__(code)
+            except InterpreterError:
+                failed.append(name)
+        if failed:
+            self._on_print(f"[These could not be defined again: {', '.join(failed)}]\n")
+        return super().__call__(code_action)
 
 
 class _LiveState(dict[str, Any]):

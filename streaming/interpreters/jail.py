@@ -29,6 +29,8 @@ from streaming.interpreters.jail_wire import (
     Finished,
     FrameBuffer,
     FromJail,
+    Kept,
+    KeepVariables,
     Printed,
     Raised,
     Returned,
@@ -43,6 +45,7 @@ from streaming.interpreters.jail_wire import (
     encode_frame,
     most_bytes_from_jail,
 )
+from streaming.interpreters.kept_variables import KeptVariables
 from streaming.interpreters.value_reader import decode_value
 from streaming.interpreters.value_writer import ValueRefused, encode_value, error_text
 
@@ -100,6 +103,9 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         self._variables: dict[str, Any] = {}
         # What the next code needs told first.
         self._pending: list[ToJail] = []
+        # Of an earlier run: values for the first jail alone, and the code that defines the rest.
+        self._recalled: dict[str, bytes] = {}
+        self._definitions: tuple[tuple[str, str], ...] = ()
         self._log: list[str] = []
         self._last_final_answer: list[Any] = []
         self._frames = FrameBuffer(0)
@@ -127,9 +133,12 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         self._last_final_answer.clear()
         try:
             self._enter_jail()
-            for message in (*self._pending, RunCode(code_action)):
+            for message in self._pending:
                 self._send(message)
             self._pending.clear()
+            if self._definitions:
+                self._define_again()
+            self._send(RunCode(code_action))
             return self._follow()
         except _JailEnded:
             end = self._end_of_jail()
@@ -148,6 +157,39 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         except BaseException:
             self._discard()
             raise
+
+    def recall(self, values: Mapping[str, bytes], definitions: Sequence[tuple[str, str]]) -> None:
+        """Before the first code: variables of an earlier run, and names with the code that defines them."""
+        self._recalled = dict(values)
+        self._definitions = tuple(definitions)
+
+    def keep(self) -> KeptVariables | None:
+        """What the variables leave behind; None where no code has run, or the jail is gone."""
+        if self._jail is None:
+            return None
+        try:
+            self._send(KeepVariables())
+            message, _ = self._receive(self._step_seconds)
+        except (_JailEnded, _OutOfTime, WireBroken):
+            self._discard()
+            return None
+        return message.variables if isinstance(message, Kept) else None
+
+    def _define_again(self) -> None:
+        definitions, self._definitions = self._definitions, ()
+        failed = []
+        for name, code in definitions:
+            self._send(RunCode(code))
+            try:
+                self._follow()
+            except JailKilled:
+                raise
+            except InterpreterError:
+                failed.append(name)
+        if failed:
+            text = f"[These could not be defined again: {', '.join(failed)}]\n"
+            self._log.append(text)
+            self._on_print(text)
 
     def kill(self) -> None:
         """Kill the jail and wake the thread that waits for it, for good. Idempotent, any thread."""
@@ -186,6 +228,9 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
             SetTools(list(self._tools)),
             _variables_message(self._variables),
         ]
+        if self._recalled:
+            self._pending.insert(2, SetVariables(self._recalled))
+            self._recalled = {}
 
     def _refuse_if_killed(self) -> None:
         if self._killed:
@@ -200,6 +245,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
 
     def _lost(self, text: str, why: str) -> JailKilled:
         """After this the next code gets a fresh jail."""
+        self._definitions = ()
         self._discard()
         self._pool.count_lost(why)
         return JailKilled(f"{text}; {_ALL_LOST}.")

@@ -24,6 +24,8 @@ from streaming.interpreters.jail_wire import (
     Finished,
     FrameBuffer,
     FromJail,
+    Kept,
+    KeepVariables,
     Printed,
     Raised,
     Ready,
@@ -37,6 +39,7 @@ from streaming.interpreters.jail_wire import (
     decode_to_jail,
     encode_frame,
 )
+from streaming.interpreters.kept_variables import kept_variables
 from streaming.interpreters.value_reader import decode_value
 from streaming.interpreters.value_writer import encode_value, error_text
 
@@ -160,6 +163,11 @@ class _Jailed:
             return
         self._wire.send(Finished(output, result.is_final_answer))
 
+    def keep(self, message: KeepVariables) -> None:
+        del message
+        kept = kept_variables(self._state, self._executor.custom_tools)
+        self._wire.send(Kept(kept))
+
     def _print(self, *values: object, sep: str | None = None, **_: object) -> None:
         """For `p = print` and `map(print, …)`; smolagents handles the plain call by itself."""
         text = (" " if sep is None else sep).join(map(str, values)) + "\n"
@@ -214,6 +222,7 @@ def _serve(fd: int) -> None:
         SetTools: jailed.set_tools,
         SetVariables: jailed.set_variables,
         RunCode: jailed.run,
+        KeepVariables: jailed.keep,
     }
     while True:
         message = wire.receive()

@@ -11,10 +11,13 @@ import struct
 import msgspec
 
 from streaming.interpreters.confinement import JailLimits
+from streaming.interpreters.kept_variables import MOST_KEPT_BYTES, KeptVariables
 
 _HEADER = struct.Struct(">I")
 # A message that holds a value is this much larger than the value, at most.
 ENVELOPE_BYTES = 64 << 10
+# Of kept variables: three lists of 1000 names, of 200 characters each.
+_MOST_NAMES_BYTES = 4 << 20
 # What comes from the server is trusted; the bound only catches a broken stream.
 MOST_BYTES_TO_JAIL = 512 << 20
 # What a print costs besides its text, so that empty prints are not free: cf. print_bytes.
@@ -49,6 +52,10 @@ class SetVariables(_Message, tag="variables"):
 
 class RunCode(_Message, tag="run"):
     code: str
+
+
+class KeepVariables(_Message, tag="keep"):
+    """Answered with Kept."""
 
 
 class Returned(_Message, tag="returned"):
@@ -92,8 +99,14 @@ class Failed(_Message, tag="failed"):
     text: str
 
 
-ToJail = Setup | SetTools | SetVariables | RunCode | Returned | Raised
-FromJail = Ready | Printed | ToolCalled | Finished | Failed
+class Kept(_Message, tag="kept"):
+    """What the variables leave behind."""
+
+    variables: KeptVariables
+
+
+ToJail = Setup | SetTools | SetVariables | RunCode | KeepVariables | Returned | Raised
+FromJail = Ready | Printed | ToolCalled | Finished | Failed | Kept
 
 _encoder = msgspec.msgpack.Encoder()
 _to_jail = msgspec.msgpack.Decoder(ToJail)
@@ -121,7 +134,7 @@ def decode_from_jail(frame: bytes) -> FromJail:
 
 def most_bytes_from_jail(limits: JailLimits) -> int:
     """The longest frame that a jail under these limits has reason to send."""
-    return max(limits.value_bytes, limits.print_bytes) + ENVELOPE_BYTES
+    return max(limits.value_bytes, limits.print_bytes, MOST_KEPT_BYTES + _MOST_NAMES_BYTES) + ENVELOPE_BYTES
 
 
 class FrameBuffer:

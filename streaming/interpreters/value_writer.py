@@ -29,6 +29,7 @@ DELTA = struct.Struct("<iii")
 DTYPE = re.compile(r"[<>|=]?[biufcSUmM]\d{0,6}(\[\d{0,4}[A-Za-z]{1,2}\])?")
 PIXEL_BYTES = {"L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3, "I": 4, "F": 4}
 _ISO: dict[type, bytes] = {datetime: b"D", date: b"A", time: b"M"}
+_FAITHFUL = frozenset({bytes, complex, timedelta, Decimal, Fraction})
 _PACKED = {"d": b"O", "q": b"Q"}
 SEQUENCES: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
 
@@ -43,6 +44,14 @@ def encode_value(value: object, *, most_bytes: int, most_values: int = 200_000) 
         return _Encoder(most_bytes, most_values).encoded(value)
     except Exception:  # noqa: BLE001  a subclass's methods and a broken image's decoder run here
         return _Encoder(1 << 20, 1).encoded(text_of(value))
+
+
+def encode_faithfully(value: object, *, most_bytes: int, most_values: int = 200_000) -> bytes | None:
+    """Encode one value that will arrive as what it is; None for one over a limit, or of any other type."""
+    try:
+        return _Encoder(most_bytes, most_values, faithful=True).encoded(value)
+    except Exception:  # noqa: BLE001  as above
+        return None
 
 
 def text_of(value: object) -> str:
@@ -65,9 +74,10 @@ def error_text(error: BaseException) -> str:
 
 
 class _Encoder:
-    def __init__(self, most_bytes: int, most_values: int) -> None:
+    def __init__(self, most_bytes: int, most_values: int, *, faithful: bool = False) -> None:
         self._bytes_left = most_bytes
         self._values_left = most_values
+        self._faithful = faithful
         self._parts: list[bytes] = []
 
     def encoded(self, value: object) -> bytes:
@@ -127,6 +137,8 @@ class _Encoder:
             self._value(item, depth + 1)
 
     def _rarer(self, value: Any, depth: int) -> None:
+        if self._faithful and not _arrives_as_it_is(value):
+            raise ValueRefused("not a plain value")
         if isinstance(value, bytes | bytearray | memoryview):
             self._sized(b"b", bytes(value))
         elif isinstance(value, complex):
@@ -166,6 +178,16 @@ class _Encoder:
         self._put(LENGTH.pack(value.width), LENGTH.pack(value.height))
         self._sized(b"", value.tobytes())
         return True
+
+
+def _arrives_as_it_is(value: Any) -> bool:
+    if type(value) in _FAITHFUL or isinstance(value, Path):
+        return True
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
+        return type(value) is not numpy.void and not value.dtype.hasobject
+    images = sys.modules.get("PIL.Image")
+    return images is not None and isinstance(value, images.Image)
 
 
 def _not_slow(number: Any) -> Any:
