@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 KIND = "response"
 MAX_TURNS = 1000
 PAGE_ITEMS = 1000
+MAX_ID_CHARACTERS = 128
 _ID_PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
 
 
@@ -75,9 +76,13 @@ class ResponseHistory:
         if found:
             return
         if self._previous is not None:
-            raise _lost("previous_response_id", "is the id of no response that is kept here")
+            raise _no_response(self._previous)
         if self._conversation is not None:
-            raise _lost("conversation", "is the id of no conversation that is kept here")
+            raise InvalidRequest(
+                f"Conversation with id '{self._conversation[:MAX_ID_CHARACTERS]}' not found.",
+                param="conversation",
+                code="conversation_not_found",
+            )
 
     async def keep(self, response: Mapping[str, Any], items: Sequence[Json]) -> bool:
         """Whether a response that has ended, and the request's items, could be kept."""
@@ -116,11 +121,10 @@ class ResponseHistory:
             if record is None or record.kind != KIND:
                 if not records:
                     return False
-                raise _lost("previous_response_id", "goes on from a response that was deleted")
-            if record.status not in ("completed", "incomplete"):
+                raise _no_response(following)  # it was deleted
+            if record.active:
                 raise InvalidRequest(
-                    f"'previous_response_id' is of a response that is {record.status}.",
-                    param="previous_response_id",
+                    f"The response '{following}' has not ended yet.", param="previous_response_id"
                 )
             size += len(record.input) + len(record.body)
             if len(records) >= MAX_TURNS or size > self._app[SETTINGS].max_body_bytes:
@@ -154,10 +158,12 @@ class ResponseHistory:
             after = page[-1][0]
 
 
-def _lost(param: str, said: str) -> InvalidRequest:
-    name = "response" if param == "previous_response_id" else param
-    code = "previous_response_not_found" if name == "response" else "conversation_not_found"
-    return InvalidRequest(f"'{param}' {said}.", param=param, code=code)
+def _no_response(response_id: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Previous response with id '{response_id[:MAX_ID_CHARACTERS]}' not found.",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    )
 
 
 def _with_id(item: Json, stem: str, index: int) -> Json:

@@ -218,9 +218,7 @@ def _add(messages: list[Message], places: list[str], item: Json, place: str) -> 
         case "function_call_output":
             output = msgspec.convert(item, FunctionCallOutputItem)
             content = _parts(output.output, f"{place}.output")
-            messages.append(
-                Message(role="tool", content=content, tool_call_id=output.call_id)
-            )
+            messages.append(Message(role="tool", content=content, tool_call_id=output.call_id))
         case "code_interpreter_call":
             logs = "".join(str(each.get("logs", "")) for each in item.get("outputs") or ())
             said = f"[ran code]\n{item.get('code') or ''}\n[which printed]\n{logs}"
@@ -249,12 +247,16 @@ def _read_part(part: Json, place: str) -> Json:
         case {"type": "input_image", "image_url": str(url)}:
             return {"type": "image_url", "image_url": {"url": url}}
         case {"type": "input_image"}:
-            raise refusal(f"{place}.image_url", "must be a data URL: there are no stored files here")
+            raise refusal(
+                f"{place}.image_url", "must be a data URL: there are no stored files here"
+            )
         case {"type": "input_file"}:
             return {"type": "text", "text": _file_text(part, place)}
         case {"type": "summary_text" | "reasoning_text"}:
             return {"type": "reasoning"}
-    raise refusal(f"{place}.type", "must be input_text, input_image, input_file, output_text or refusal")
+    raise refusal(
+        f"{place}.type", "must be input_text, input_image, input_file, output_text or refusal"
+    )
 
 
 def _file_text(part: Json, place: str) -> str:

@@ -78,7 +78,6 @@ def check_response_limits(request: ResponseRequest) -> None:
         _check_tool(tool, f"tools.{index}")
 
 
-
 def check_metadata(metadata: dict[str, str]) -> None:
     """Raises InvalidRequest for more than OpenAI takes."""
     if len(metadata) > MAX_METADATA:
@@ -133,7 +132,9 @@ def _check_state(request: ResponseRequest) -> None:
         )
     if request.store is False:
         if request.background:
-            raise refusal("background", "must be false where 'store' is false: it is kept to be had")
+            raise refusal(
+                "background", "must be false where 'store' is false: it is kept to be had"
+            )
         if request.conversation is not None:
             raise refusal("conversation", "must be absent where 'store' is false: it is kept there")
 

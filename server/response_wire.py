@@ -338,9 +338,7 @@ class ResponseWire:
         for piece in _pieces(act.arguments):
             yield self._item_event(opened, "response.mcp_call_arguments.delta", delta=piece)
         opened.item["arguments"] = act.arguments
-        yield self._item_event(
-            opened, "response.mcp_call_arguments.done", arguments=act.arguments
-        )
+        yield self._item_event(opened, "response.mcp_call_arguments.done", arguments=act.arguments)
 
     def _end_tool(self, act: ToolEnds) -> Iterator[bytes]:
         opened = self._tools.pop(act.id, None)
@@ -366,14 +364,10 @@ class ResponseWire:
 
     def _done(self, opened: _Open, status: str = "completed") -> bytes:
         opened.item["status"] = status
-        return self._event(
-            "response.output_item.done", output_index=opened.index, item=opened.item
-        )
+        return self._event("response.output_item.done", output_index=opened.index, item=opened.item)
 
     def _item_event(self, opened: _Open, name: str, **fields: Any) -> bytes:
-        return self._event(
-            name, item_id=opened.item["id"], output_index=opened.index, **fields
-        )
+        return self._event(name, item_id=opened.item["id"], output_index=opened.index, **fields)
 
     def _event(self, name: str, **fields: Any) -> bytes:
         event = {"type": name, "sequence_number": self._sequence} | fields

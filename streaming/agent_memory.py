@@ -107,9 +107,7 @@ def kept_memory(
 ) -> bytes:
     """What the agent leaves behind. `before`: what it had recalled; `images`: those of its task."""
     steps = [
-        kept
-        for step in agent.memory.steps
-        if (kept := _kept(step, images, agent.task)) is not None
+        kept for step in agent.memory.steps if (kept := _kept(step, images, agent.task)) is not None
     ]
     if answer and answer not in (steps[-1].observations or "" if steps else ""):
         steps.append(KeptStep("turn", answer, role="assistant"))
@@ -164,7 +162,9 @@ def _step_of(kept: KeptStep) -> MemoryStep:
                 code_action=kept.code,
                 observations=kept.observations,
                 error=KeptError(kept.error) if kept.error is not None else None,
-                tool_calls=[AgentToolCall(each.name, each.arguments, each.id) for each in kept.calls]
+                tool_calls=[
+                    AgentToolCall(each.name, each.arguments, each.id) for each in kept.calls
+                ]
                 or None,
                 is_final_answer=kept.is_final,
             )
@@ -188,7 +188,9 @@ def _kept(step: MemoryStep, images: Sequence[Image], task: str) -> KeptStep | No
             output = step.model_output
             return KeptStep(
                 "action",
-                output if isinstance(output, str) or output is None else json.dumps(output, default=str),
+                output
+                if isinstance(output, str) or output is None
+                else json.dumps(output, default=str),
                 number=step.step_number,
                 code=step.code_action,
                 observations=step.observations,

@@ -49,7 +49,6 @@ class InlineInterpreter(LocalPythonExecutor):  # type: ignore[misc]
             {"__name__": "__main__"}, on_print=on_print, check_stop=check_stop
         )
 
-
     def recall(self, values: Mapping[str, bytes], definitions: Sequence[tuple[str, str]]) -> None:
         """Before the first code: variables of an earlier run, and names with the code that defines them."""
         for name, value in values.items():

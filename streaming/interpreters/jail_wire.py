@@ -134,7 +134,10 @@ def decode_from_jail(frame: bytes) -> FromJail:
 
 def most_bytes_from_jail(limits: JailLimits) -> int:
     """The longest frame that a jail under these limits has reason to send."""
-    return max(limits.value_bytes, limits.print_bytes, MOST_KEPT_BYTES + _MOST_NAMES_BYTES) + ENVELOPE_BYTES
+    return (
+        max(limits.value_bytes, limits.print_bytes, MOST_KEPT_BYTES + _MOST_NAMES_BYTES)
+        + ENVELOPE_BYTES
+    )
 
 
 class FrameBuffer:

@@ -46,7 +46,9 @@ def encode_value(value: object, *, most_bytes: int, most_values: int = 200_000) 
         return _Encoder(1 << 20, 1).encoded(text_of(value))
 
 
-def encode_faithfully(value: object, *, most_bytes: int, most_values: int = 200_000) -> bytes | None:
+def encode_faithfully(
+    value: object, *, most_bytes: int, most_values: int = 200_000
+) -> bytes | None:
     """Encode one value that will arrive as what it is; None for one over a limit, or of any other type."""
     try:
         return _Encoder(most_bytes, most_values, faithful=True).encoded(value)
