@@ -14,7 +14,6 @@ from aiohttp import web
 
 from server.chat_request import decoded
 from server.keys import API_KEY, PRESENCE, SETTINGS, STORE
-from server.response_schema import ConversationParam
 from streaming.failures import InvalidRequest, SmolgateError
 from streaming.json_codec import decode_json, encode_json
 from streaming.store import Record
@@ -31,10 +30,10 @@ _ID_PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "
 
 
 class _Named(msgspec.Struct):
-    """As much of a request as says what it goes on from."""
+    """As much of a request as says what it goes on from; of whatever type, as it may not be ours to read."""
 
-    previous_response_id: str | None = None
-    conversation: str | ConversationParam | None = None
+    previous_response_id: Any = None
+    conversation: Any = None
 
 
 _named = msgspec.json.Decoder(_Named)
@@ -55,19 +54,16 @@ class ResponseHistory:
 
         Raises InvalidRequest for what cannot be gone on from, StoreFailed.
         """
-        if b'"previous_response_id"' not in body and b'"conversation"' not in body:
-            return False
         named = decoded(_named, body)
-        self._previous = named.previous_response_id
         asked = named.conversation
-        self._conversation = asked.id if isinstance(asked, ConversationParam) else asked
-        if self._previous is not None and self._conversation is not None:
-            raise InvalidRequest(
-                "'conversation' must be absent beside 'previous_response_id'.", param="conversation"
-            )
-        if self._previous is not None:
+        conversation = asked.get("id") if isinstance(asked, dict) else asked
+        if isinstance(named.previous_response_id, str):
+            self._previous = named.previous_response_id
+        if isinstance(conversation, str):
+            self._conversation = conversation
+        if self._previous is not None and self._conversation is None:
             return await self._read_responses(self._previous)
-        if self._conversation is not None:
+        if self._conversation is not None and self._previous is None:
             return await self._read_conversation(self._conversation)
         return False
 
@@ -75,6 +71,10 @@ class ResponseHistory:
         """Raises InvalidRequest where a translated request goes on from what is not kept here."""
         if found:
             return
+        if self._previous is not None and self._conversation is not None:
+            raise InvalidRequest(
+                "'conversation' must be absent beside 'previous_response_id'.", param="conversation"
+            )
         if self._previous is not None:
             raise _no_response(self._previous)
         if self._conversation is not None:

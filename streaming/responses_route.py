@@ -17,17 +17,20 @@ ResponsesOption = Literal["auto", "relay", "translate"]
 MISSING_SECONDS = 600.0
 # Larger bodies than this are not read to learn what they say.
 MAX_REFUSAL_BYTES = 64 * 1024
-MISSING_STATUSES = frozenset({404, 405, 501})
+MISSING_STATUSES = frozenset({400, 404, 405, 501})
 
 # What servers say of a route that they have not: FastAPI, vLLM, llama.cpp, gin (Ollama), Express, OpenAI, this one.
 _NO_ROUTE = re.compile(
     r"^\W*(?:(?:404|405|501)\W*)?"
-    r"(?:(?:file |page |route |path |url |endpoint )?not found|method not allowed|not implemented)\W*$"
+    r"(?:(?-i:File Not Found)|(?:page |route |path |url |endpoint )?not found|method not allowed|not implemented)\W*$"
     r"|404 page not found|there is no such route|invalid url|unrecognized request url"
     r"|cannot post|no route (?:matched|found|for)|(?:unknown|unsupported|no such) (?:route|path|endpoint|url)"
     r"|(?:route|path|endpoint|url) \S+ (?:was )?not found|does not take this method",
     re.IGNORECASE,
 )
+
+# vLLM's, whose status is also that of any other bad request.
+_NO_API = re.compile(r"does not support (?:the )?responses api", re.IGNORECASE)
 
 
 class ResponsesRoute:
@@ -60,6 +63,8 @@ def says_no_route(status: int, content_type: str, body: bytes) -> bool:
     """Whether a refusal means that the route is unknown, and not the model, a response or anything else."""
     if status not in MISSING_STATUSES:
         return False
+    if status == 400:
+        return _NO_API.search(body.decode("utf-8", "replace")) is not None
     said = body.strip()
     if not said:
         return True

@@ -166,6 +166,11 @@ def paths(upstream: FakeUpstream) -> list[str]:
         (404, "application/json", b'{"error":{"message":"Invalid URL (POST /v1/responses)"}}'),
         (404, "application/json", b'{"error":{"message":"There is no such route."}}'),
         (405, "application/json", b'{"detail":"Method Not Allowed"}'),
+        (
+            400,
+            "application/json",
+            b'{"error":{"message":"The model does not support Responses API"}}',
+        ),
         (501, "text/plain", b"Not Implemented"),
     ],
 )
@@ -208,6 +213,7 @@ async def test_an_upstream_that_says_it_has_no_such_route_is_asked_for_chat_and_
         (404, b'{"error":{"message":"Response with id \'resp_1\' not found."}}'),
         (404, b'{"error":"model \\"x\\" not found, try pulling it first"}'),
         (404, b'{"error":' + b" " * 70_000 + b"1}"),
+        (404, b'{"error":{"message":"File not found"}}'),
         (400, b'{"error":{"message":"Invalid URL (POST /v1/responses)"}}'),
         (500, b'{"detail":"Not Found"}'),
     ],
