@@ -290,6 +290,59 @@ def test_a_call_is_done_when_the_next_begins_and_not_before_the_end_otherwise() 
     assert names == ["g", "h"]
 
 
+PIECES = st.text(st.sampled_from('a<think>/&l;" \n\u2028é😀{}'), max_size=8)
+DELTAS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(["content", "refusal", "reasoning", "reasoning_content"]), PIECES
+        ),
+        st.tuples(st.integers(0, 3), st.sampled_from(["", "{", "}", "{}", '{"a":1}', " "])),
+    ),
+    max_size=25,
+)
+
+
+@given(DELTAS, st.sampled_from([None, "tags", "block", "reasoning"]), st.data())
+def test_whatever_comes_the_events_are_nested_and_the_same_however_cut(
+    deltas: list[tuple[Any, str]], mode: Mode | None, data: st.DataObject
+) -> None:
+    raw = b"".join(
+        call(name, f"c{name}", name="f", arguments=text)
+        if isinstance(name, int)
+        else delta(**{name: text})
+        for name, text in deltas
+    )
+    raw += finish() + usage() + DONE
+    scrubbed = None if mode is None else scrubbing(mode)
+    outs = []
+    for cut in (0, data.draw(st.integers(0, len(raw)))):
+        stage = stage_of(scrubbed)
+        out = b""
+        try:
+            out += stage.feed(raw[:cut])
+            out += stage.feed(raw[cut:])
+            out += stage.flush()
+        except UpstreamFailed as error:  # a call went on behind its end
+            assert "went on" in error.message
+            out += stage.fail(ERROR)
+        outs.append(out)
+    assert outs[0] == outs[1]
+    events = checked(outs[0])
+    response = final(events)
+    if response["status"] == "completed" and mode is None:
+        for kind, names in (
+            ("output_text", {"content"}),
+            ("refusal", {"refusal"}),
+            ("reasoning_text", {"reasoning", "reasoning_content"}),
+        ):
+            said = "".join(text for name, text in deltas if name in names)
+            assert "".join(text for told, text in texts(response) if told == kind) == said
+        for index in range(4):
+            said = "".join(text for name, text in deltas if name == index)
+            of_call = [one for one in response["output"] if one.get("call_id") == f"c{index}"]
+            assert "".join(one["arguments"] for one in of_call).strip() == said.strip()
+
+
 def _data(out: bytes, name: str) -> list[str]:
     blocks = out.decode().removesuffix("\n\n").split("\n\n")
     return [
