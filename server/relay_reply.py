@@ -139,13 +139,11 @@ async def _send_events(
     try:
         if not stream.prepared:
             stream.set_head(relayed.status, relayed.headers)
-        taken = None
-        if stream.takes_frames and relayed.slow_pieces is None:
-            taken = relayed.reply.take()
+        taken = relayed.reply.take() if stream.takes_frames else None
         if taken is not None:
-            await stream.carry(taken, relayed.events)
+            await stream.carry(taken, relayed.events, relayed.last)
         else:
-            await stream.carry_pieces((relayed.slow_pieces or relayed.event_pieces)())
+            await stream.carry_pieces(relayed.event_pieces(), relayed.last)
     except BaseException as error:
         if not stream.prepared:
             raise

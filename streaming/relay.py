@@ -6,7 +6,7 @@ event, never half of one, so that whoever writes them may put a heartbeat or an 
 stream that ends without being complete ends in `UpstreamFailed`.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +72,8 @@ class Relayed:
     Events are to be had in two ways: `event_pieces`, or else `reply.take` gives the socket's bytes, of
     which `events` makes what a chunked connection carries. Close the reply.
 
-    `is_events`: what is whole are events, of a reply that came otherwise. `slow_pieces` has to be used for
-    `event_pieces` where it is set: something is waited for between two events. `fault` makes the end of a stream that went wrong of OpenAI's error object, where it is not as in chat.
+    `is_events`: what is whole are events, of a reply that came otherwise. `last` gives the events
+    behind those of the upstream's, where there are any. `fault` makes the end of a stream that went wrong of OpenAI's error object, where it is not as in chat.
     """
 
     reply: UpstreamReply
@@ -82,7 +82,7 @@ class Relayed:
     events: DirectEvents | None
     fault: Callable[[Mapping[str, Any]], bytes] | None = None
     is_events: bool = False
-    slow_pieces: Callable[[], AsyncIterator[bytes]] | None = None
+    last: Callable[[], Awaitable[bytes]] | None = None
 
     @property
     def status(self) -> int:

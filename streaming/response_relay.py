@@ -173,7 +173,7 @@ async def _translated(reply: UpstreamReply, request_id: str, ask: ResponseAsk) -
         stage = TranslatedEvents(response, is_event_stream=True)
         relayed = Relayed(reply, headers, None, DirectEvents(stage), stage.fail)
         if keep is not None:
-            relayed.slow_pieces = partial(_kept_pieces, relayed, stage, keep)
+            relayed.last = partial(_told_end, stage, keep)
         return relayed
     body = await reply.body()
     stage = TranslatedEvents(response, is_event_stream=is_event_stream(reply.content_type, body))
@@ -183,18 +183,8 @@ async def _translated(reply: UpstreamReply, request_id: str, ask: ResponseAsk) -
     return Relayed(reply, [*headers, *JSON_TYPE], stage.response, None)
 
 
-async def _kept_pieces(
-    relayed: Relayed, stage: TranslatedEvents, keep: Keep
-) -> AsyncIterator[bytes]:
-    """The events, the last of them once the response is kept. Raises UpstreamFailed."""
-    async for data in relayed.reply.pieces():
-        if out := stage.feed(data) + await _told_end(stage, keep):
-            yield out
-    if out := stage.flush() + await _told_end(stage, keep):
-        yield out
-
-
 async def _told_end(stage: TranslatedEvents, keep: Keep | None) -> bytes:
+    """The last event, once the response is kept."""
     if keep is None or stage.held is None:
         return b""
     return stage.tell_end(store=await keep(stage.held))
