@@ -14,26 +14,24 @@ from server.auth import allow_work
 from server.chat_request import route_of
 from server.chat_schema import ChatRequest
 from server.conversation import image_urls_of
-from server.idempotency import Leg, Wish, wish_of
-from server.joining import ReplyElsewhere, find_caller_elsewhere, find_elsewhere
+from server.idempotency import Leg, wish_of
+from server.joining import ReplyElsewhere
 from server.keys import (
     AGENTS,
     API_KEY,
     IDENTITY,
     IMAGE_FETCH,
-    KEY_HOLDER,
     PRESENCE,
     REPLAYS,
     RUN_ID,
     SETTINGS,
     SUPERVISOR,
-    TOOL_DESK,
     UPSTREAMS,
 )
 from server.plain_reply import answer_plainly
 from server.relay_reply import send_relayed
 from server.relayed_body import chat_data
-from server.setting_values import leave_policy
+from server.run_legs import leave_seconds, leg_for
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
 from server.stored_stream import StreamTerms, name_of
@@ -41,6 +39,7 @@ from server.stream_routes import start_stored_stream
 from server.tool_request import tool_results_of
 from server.ui_tasks import is_ui_task
 from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
+from streaming.run_spec import RunSpec
 
 CHAT_PATH = "/chat/completions"
 # The id asked for stands in every chunk, and no event may near 64 KiB.
@@ -96,14 +95,20 @@ async def _run_agent(
     asked = chat_request_of(body)
     if settings.plain_ui_tasks and is_ui_task(asked):
         return await answer_plainly(request, body, asked, model or agent)
-    leave_seconds = _leave_seconds(request, settings)
+    seconds = leave_seconds(request)
     name = name_of(request) if asked.stream else None
     if name is not None:  # before anything is begun, find out whether it can be stored
         await request.app[PRESENCE].arrive()
     replays = request.app[REPLAYS]
     wish = wish_of(request.headers, body, request.get(API_KEY, ""))
     async with replays.settling(wish):
-        leg = replays.joinable(wish) or await _leg_for(request, body, asked, agent, wish)
+        leg = replays.joinable(wish) or await leg_for(
+            request,
+            body,
+            wish,
+            tool_results_of(asked.messages),
+            lambda: _spec_of(request, asked, agent),
+        )
         if isinstance(leg, Leg):
             replays.keep(wish, leg)
     if isinstance(leg, ReplyElsewhere):
@@ -112,7 +117,7 @@ async def _run_agent(
     request[RUN_ID] = run.id
     if name is not None:
         return await _store_stream(request, leg, asked, name, model or agent)
-    reading = request.app[SUPERVISOR].reading(run, begin=leg.begin, leave_seconds=leave_seconds)
+    reading = request.app[SUPERVISOR].reading(run, begin=leg.begin, leave_seconds=seconds)
     async with reading as reader:
         created = int(run.created)
         reasoning_format = asked.reasoning_format or settings.reasoning_format
@@ -149,56 +154,18 @@ async def _store_stream(
         model=model,
         reasoning_format=asked.reasoning_format or settings.reasoning_format,
         include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
-        leave_seconds=_leave_seconds(request, settings) if is_set else settings.resume_seconds,
+        leave_seconds=leave_seconds(request) if is_set else settings.resume_seconds,
     )
     return await start_stored_stream(request, leg, terms)
 
 
-async def _leg_for(
-    request: web.Request, body: bytes, asked: ChatRequest, agent: str, wish: Wish | None
-) -> Leg | ReplyElsewhere:
-    """What this request reads: of the run that waits for its results, or of a new one; or what another worker
-    replies, which has its run.
-    """
-    caller = request.get(API_KEY, "")
-    if results := tool_results_of(asked.messages):
-        desk, call_id = request.app[TOOL_DESK], results[0].tool_call_id
-        if not desk.knows(caller, call_id):
-            elsewhere = await find_caller_elsewhere(request, body, call_id)
-            if elsewhere is not None:
-                return elsewhere
-        run = desk.answer(caller, results)
-        return Leg(run, run.leg_begin)
-    elsewhere = await find_elsewhere(request, body, wish)
-    if elsewhere is not None:
-        return elsewhere
+async def _spec_of(request: web.Request, asked: ChatRequest, agent: str) -> RunSpec:
     fetch = request.app.get(IMAGE_FETCH)
     fetched = await fetch.fetch_all(image_urls_of(asked.messages)) if fetch is not None else {}
-    spec = run_spec_of(
+    return run_spec_of(
         asked,
         run_id=request.app[IDENTITY].new_id(),
         agent=agent,
         tag_names=request.app[SETTINGS].think_tags,
         fetched=fetched,
     )
-    return Leg(request.app[SUPERVISOR].submit(spec, key=caller, max_of_key=_most_runs(request)))
-
-
-def _most_runs(request: web.Request) -> int:
-    """Runs that the caller's key may have at one time; 0 does not limit."""
-    holder = request.get(KEY_HOLDER)
-    own = holder.key.concurrent_runs if holder is not None else 0
-    return own or request.app[SETTINGS].max_per_key
-
-
-def _leave_seconds(request: web.Request, settings: Settings) -> float:
-    wanted = request.headers.get("X-On-Disconnect")
-    if wanted is None:
-        return settings.on_disconnect
-    try:
-        return leave_policy(wanted.strip().lower())
-    except ValueError:
-        raise InvalidRequest(
-            "The header X-On-Disconnect must be cancel, finish or a number of seconds.",
-            param="X-On-Disconnect",
-        ) from None

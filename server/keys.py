@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the first is loaded only where it is used
     from server.loop_lag import LoopLag
     from server.mcp_tools import McpTools
     from server.metered_reply import TokenMeter
+    from server.response_keeper import ResponseKeeper
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)
 # The agents' upstream, and all of them.
@@ -43,7 +44,8 @@ EMBEDDED: web.AppKey["EmbeddedUpstream | LinkedEmbedded"] = web.AppKey("embedded
 # What outlives a request, and this process's part in it.
 STORE: web.AppKey[Store] = web.AppKey("store", Store)
 PRESENCE: web.AppKey[Presence] = web.AppKey("presence", Presence)
-# Those who write chat streams into the store.
+# Those who write responses, by their ids, and all who write into the store.
+RESPONSES: web.AppKey[dict[str, "ResponseKeeper"]] = web.AppKey("responses", dict)
 STREAMS: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("streams", set)
 
 # The line to the parent, where this is one of many workers.

@@ -38,6 +38,7 @@ from server.keys import (
     WORKER_LINK,
 )
 from server.presence import Presence
+from server.response_keeper import end_lost_response
 from server.runner_choice import open_runner
 from server.store_address import is_shared_by_nature, make_store
 from server.stored_stream import end_lost_stream
@@ -167,6 +168,7 @@ async def store(app: web.Application) -> AsyncIterator[None]:
             max_bytes=settings.store_max_bytes,
         )
         presence.ends_lost["chat"] = partial(end_lost_stream, opened)
+        presence.ends_lost["response"] = partial(end_lost_response, opened)
         arriving = None
         if opened.exists or is_shared_by_nature(settings.store):
             arriving = asyncio.create_task(presence.arrive_later())

@@ -32,14 +32,12 @@ from server.chat_schema import (
 from server.response_limits import CODE_TOOL
 from server.response_schema import (
     ITEM_TYPES,
-    ChosenTool,
     FunctionCallItem,
     FunctionCallOutputItem,
     MessageItem,
     ResponseRequest,
 )
 from streaming.failures import InvalidRequest
-from streaming.json_codec import encode_json
 
 Json = dict[str, Any]
 
@@ -103,16 +101,14 @@ def items_of(
     return items
 
 
-def chat_of(
-    request: ResponseRequest, earlier: Sequence[Json], items: list[Json], *, remembers: bool
-) -> ReadInput:
-    """The request as chat would have it. `remembers`: the agent has the earlier items in its memory."""
+def chat_of(request: ResponseRequest, earlier: Sequence[Json], items: list[Json]) -> ReadInput:
+    """The request as chat would have it. `earlier` are items that the agent does not remember."""
     messages: list[Message] = []
     places: list[str] = []
     if request.instructions:
         messages.append(Message(role="developer", content=request.instructions))
         places.append("instructions")
-    for item in () if remembers else earlier:
+    for item in earlier:
         _add(messages, places, item, "previous_response_id")
     for index, item in enumerate(items):
         _add(messages, places, item, f"input.{index}")
@@ -129,7 +125,7 @@ def chat_of(
         reasoning_effort=reasoning.effort if reasoning is not None else None,
         verbosity=text.verbosity if text is not None else None,
         tools=_tools(request),
-        tool_choice=_choice(request.tool_choice),
+        tool_choice=_choice(request),
         parallel_tool_calls=request.parallel_tool_calls,
         user=request.user or request.safety_identifier,
         metadata=request.metadata,
@@ -176,7 +172,7 @@ def _checked(item: Json, kind: type[msgspec.Struct], place: str) -> None:
 
 
 def _id_of(item: Json, place: str) -> str | None:
-    given = item.get("id")
+    given: str | None = item.get("id")
     if given is not None and not 0 < len(given) <= MAX_ID_CHARACTERS:
         raise refusal(f"{place}.id", f"must have 1 to {MAX_ID_CHARACTERS} characters")
     return given
@@ -311,9 +307,12 @@ def _tools(request: ResponseRequest) -> list[ToolDefinition] | None:
     ]
 
 
-def _choice(choice: str | ChosenTool | None) -> str | ToolChoice | None:
+def _choice(request: ResponseRequest) -> str | ToolChoice | None:
+    choice = request.tool_choice
     if choice is None or isinstance(choice, str):
-        return choice
+        kinds = {tool.type for tool in request.tools or ()}
+        # A code-writing agent uses its interpreter whatever it is told.
+        return "auto" if choice == "required" and kinds == {CODE_TOOL} else choice
     if choice.type == CODE_TOOL:
         return "auto"  # a code-writing agent does nothing else
     if choice.type == "allowed_tools":
@@ -328,7 +327,3 @@ def _choice(choice: str | ChosenTool | None) -> str | ToolChoice | None:
     if choice.type == "function" and choice.name:
         return ToolChoice("function", function=NamedFunction(choice.name))
     raise refusal("tool_choice.type", "must be function, allowed_tools or code_interpreter")
-
-
-def encoded_items(items: Sequence[Json]) -> bytes:
-    return encode_json(list(items))

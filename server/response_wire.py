@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.chat_wire import DONE, MAX_CHARACTERS, TRUNCATED, Tokens
+from server.chat_wire import MAX_CHARACTERS, TRUNCATED, Tokens
 from streaming.events import Failure
 from streaming.item_sorter import (
     Act,
@@ -125,10 +125,10 @@ class ResponseWire:
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         where = {"item_id": item["id"], "output_index": opened.index, "content_index": 0}
         events.append(self._event("response.content_part.added", **where, part=part))
-        for piece in _pieces(text):
-            events.append(
-                self._event("response.output_text.delta", **where, delta=piece, logprobs=[])
-            )
+        events += [
+            self._event("response.output_text.delta", **where, delta=piece, logprobs=[])
+            for piece in _pieces(text)
+        ]
         part = part | {"text": text}
         events.append(self._event("response.output_text.done", **where, text=text, logprobs=[]))
         events.append(self._event("response.content_part.done", **where, part=part))
@@ -144,10 +144,10 @@ class ResponseWire:
             opened, added = self._add("fc", item | {"arguments": ""})
             events.append(added)
             where = {"item_id": opened.item["id"], "output_index": opened.index}
-            for piece in _pieces(call.arguments):
-                events.append(
-                    self._event("response.function_call_arguments.delta", **where, delta=piece)
-                )
+            events += [
+                self._event("response.function_call_arguments.delta", **where, delta=piece)
+                for piece in _pieces(call.arguments)
+            ]
             events.append(
                 self._event(
                     "response.function_call_arguments.done",
@@ -161,11 +161,10 @@ class ResponseWire:
         return events
 
     def end(self, response: Json) -> list[bytes]:
-        """The last event and its end; `response` is the object, its status the event's name."""
+        """The last event; `response` is the object, its status the event's name. `[DONE]` is its reader's."""
         events = list(self._end_thinking())
         name = "failed" if response["status"] == "cancelled" else response["status"]
         events.append(self._event(f"response.{name}", response=response))
-        events.append(DONE)
         return events
 
     def break_off(self) -> list[bytes]:
@@ -369,10 +368,10 @@ class ResponseWire:
     def _item_event(self, opened: _Open, name: str, **fields: Any) -> bytes:
         return self._event(name, item_id=opened.item["id"], output_index=opened.index, **fields)
 
-    def _event(self, name: str, **fields: Any) -> bytes:
-        event = {"type": name, "sequence_number": self._sequence} | fields
+    def _event(self, kind: str, /, **fields: Any) -> bytes:
+        event = {"type": kind, "sequence_number": self._sequence} | fields
         self._sequence += 1
-        return b"event: %b\n%b\n" % (name.encode(), _data_lines(event))
+        return b"event: %b\n%b\n" % (kind.encode(), _data_lines(event))
 
     def _keep(self, text: str) -> str:
         """As much of it as the object may still hold."""

@@ -97,7 +97,7 @@ def recall(agent: MultiStepAgent, memory: AgentMemory) -> None:
     agent.memory.steps = steps
     if steps:
         plan_afresh(agent, [_as_turn(step) for step in steps])
-    interpreter = getattr(agent, "python_executor", None)
+    interpreter: Any = getattr(agent, "python_executor", None)
     if (memory.values or memory.definitions) and hasattr(interpreter, "recall"):
         interpreter.recall(memory.values, memory.definitions)
 
@@ -111,34 +111,30 @@ def kept_memory(
     ]
     if answer and answer not in (steps[-1].observations or "" if steps else ""):
         steps.append(KeptStep("turn", answer, role="assistant"))
-    interpreter = getattr(agent, "python_executor", None)
-    variables, ran = None, False
-    if hasattr(interpreter, "keep"):
-        ran = any(isinstance(step, ActionStep) and step.code_action for step in _of_this_run(agent))
-        variables = interpreter.keep() if ran else None
-    if variables is not None:
-        found = _definitions(agent, before)
-        names = set(variables.defined)
-        definitions = tuple((name, code) for name, code in found if name in names)
-        lost = [name for name in variables.defined if name not in dict(found)]
-        kept = _bounded(variables)
-        memory = AgentMemory(
-            steps=_latest(steps),
-            values=kept.values,
-            definitions=definitions,
-            lost=tuple([*kept.lost, *lost][:MOST_VARIABLES]),
-        )
-    elif ran:  # the jail is gone, and all that was in it
-        lost = [*before.values, *(name for name, _ in before.definitions)]
-        memory = AgentMemory(steps=_latest(steps), lost=tuple(lost[:MOST_VARIABLES]))
-    else:  # no code ran: they are as they were
-        memory = AgentMemory(
-            steps=_latest(steps),
-            values=before.values,
-            definitions=before.definitions,
-            lost=before.lost,
-        )
-    return _encoder.encode(memory)
+    return _encoder.encode(
+        msgspec.structs.replace(_kept_python(agent, before), steps=_latest(steps))
+    )
+
+
+def _kept_python(agent: MultiStepAgent, before: AgentMemory) -> AgentMemory:
+    """What its interpreter leaves behind."""
+    interpreter: Any = getattr(agent, "python_executor", None)
+    ran = any(isinstance(step, ActionStep) and step.code_action for step in _of_this_run(agent))
+    if not ran or not hasattr(interpreter, "keep"):
+        return before
+    variables = interpreter.keep()
+    if variables is None:  # the jail is gone, and all that was in it
+        names = [*before.values, *(name for name, _ in before.definitions)]
+        return AgentMemory(lost=tuple(names[:MOST_VARIABLES]))
+    found = _definitions(agent, before)
+    defined, known = set(variables.defined), {name for name, _ in found}
+    kept = _bounded(variables)
+    lost = [*kept.lost, *(name for name in kept.defined if name not in known)]
+    return AgentMemory(
+        values=kept.values,
+        definitions=tuple((name, code) for name, code in found if name in defined),
+        lost=tuple(lost[:MOST_VARIABLES]),
+    )
 
 
 class RecalledTask(TaskStep):  # type: ignore[misc]
@@ -179,8 +175,9 @@ def _step_of(kept: KeptStep) -> MemoryStep:
 
 
 def _kept(step: MemoryStep, images: Sequence[Image], task: str) -> KeptStep | None:
-    if (kept := getattr(step, "kept", None)) is not None:
-        return kept
+    recalled: KeptStep | None = getattr(step, "kept", None)
+    if recalled is not None:
+        return recalled
     match step:
         case TaskStep():
             return KeptStep("task", step.task, images=tuple(images) if step.task == task else ())
@@ -272,7 +269,8 @@ def _bounded(variables: KeptVariables) -> KeptVariables:
         left -= len(value)
         if left >= 0 and name.isidentifier():
             kept.values[name] = value
-    kept.lost.extend(name for name in variables.lost[:MOST_VARIABLES] if name.isidentifier())
+    kept.lost.extend(filter(str.isidentifier, variables.lost[:MOST_VARIABLES]))
+    kept.defined.extend(filter(str.isidentifier, variables.defined[:MOST_VARIABLES]))
     return kept
 
 

@@ -11,6 +11,7 @@ path, token or host name.
     │   ├── Forbidden           403
     │   ├── ModelNotFound       404
     │   ├── RunNotFound         404
+    │   ├── ResponseNotFound    404
     │   ├── RouteNotFound       404
     │   ├── MethodNotAllowed    405
     │   ├── BodyTooLarge        413
@@ -79,6 +80,13 @@ class ModelNotFound(ClientError):
 class RunNotFound(ClientError):
     status = 404
     code = "run_not_found"
+
+
+class ResponseNotFound(ClientError):
+    """No such response, conversation or item of the caller's."""
+
+    status = 404
+    code = "not_found"
 
 
 class RouteNotFound(ClientError):

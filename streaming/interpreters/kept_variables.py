@@ -4,7 +4,7 @@ In: the state of smolagents' interpreter after its last code. Out: plain values,
 classes, imports), which are to be defined again by the code that did; the names of all else, which is lost. Bounded.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +35,7 @@ def kept_variables(state: Mapping[str, Any], functions: Iterable[str]) -> KeptVa
     for name, value in list(state.items()):
         if not _is_variable(name):
             continue
-        if isinstance(value, ModuleType | type | Callable):  # type: ignore[arg-type]
+        if isinstance(value, ModuleType) or callable(value):
             kept.defined.append(name)
             continue
         encoded = None

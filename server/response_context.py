@@ -1,0 +1,120 @@
+"""What a request goes on from: a response before it, or a conversation.
+
+In: `previous_response_id` or `conversation`. Out: what the agent remembers of it, and the items that came since. Where an
+agent has left no memory (it failed, or waits for its client's tools) its items are told instead. Raises `NotFound`
+where the caller has no such thing.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from server.chat_limits import refusal
+from server.response_schema import ResponseRequest
+from streaming.failures import InvalidRequest, ResponseNotFound
+from streaming.store import Conversation, Record, Store
+
+Json = dict[str, Any]
+
+KIND = "response"
+MOST_LINKS = 100
+MOST_ITEMS = 1000
+_items = msgspec.json.Decoder(list[dict[str, Any]])
+_object = msgspec.json.Decoder(dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Context:
+    """`items` came after what `memory` holds; `known` are items that may be referred to, by id."""
+
+    memory: bytes = b""
+    items: list[Json] = field(default_factory=list)
+    known: dict[str, Json] = field(default_factory=dict)
+
+
+class ConversationState(msgspec.Struct, kw_only=True):
+    """What a conversation's record holds. `last` is the response whose memory holds all up to the item `seen`."""
+
+    metadata: dict[str, str] = {}
+    last: str | None = None
+    seen: str | None = None
+
+
+_state = msgspec.json.Decoder(ConversationState)
+
+
+async def context_of(store: Store, owner: str, request: ResponseRequest) -> Context:
+    """Raises ResponseNotFound, InvalidRequest, StoreFailed."""
+    if request.previous_response_id is not None:
+        return await _of_response(store, owner, request.previous_response_id)
+    if request.conversation_id is not None:
+        return await _of_conversation(store, owner, request.conversation_id)
+    return Context()
+
+
+def state_of(conversation: Conversation) -> ConversationState:
+    return _state.decode(conversation.body)
+
+
+def output_of(record: Record) -> list[Json]:
+    """The items that a response gave."""
+    output: list[Json] = _object.decode(record.body)["output"]
+    return output
+
+
+def input_of(record: Record) -> list[Json]:
+    """The items that a response was asked with."""
+    return _items.decode(record.input)
+
+
+async def _of_response(store: Store, owner: str, response_id: str) -> Context:
+    items: list[Json] = []
+    known: list[Json] = []
+    memory = b""
+    link: str | None = response_id
+    for _ in range(MOST_LINKS):
+        if link is None or memory:
+            break
+        record = await store.get(link, owner)
+        if record is None or record.kind != KIND:
+            if link == response_id:
+                raise ResponseNotFound(
+                    f"Previous response with id '{response_id[:128]}' not found.",
+                    param="previous_response_id",
+                    code="previous_response_not_found",
+                )
+            break
+        if record.active:
+            raise InvalidRequest(
+                f"The response '{link}' has not ended yet.", param="previous_response_id"
+            )
+        own = [*input_of(record), *output_of(record)]
+        known = own + known
+        if record.memory:
+            memory = record.memory
+        else:
+            items = own + items
+        link = record.previous
+    return Context(memory, items, {item["id"]: item for item in known if "id" in item})
+
+
+async def _of_conversation(store: Store, owner: str, conversation_id: str) -> Context:
+    conversation = await store.get_conversation(conversation_id, owner)
+    if conversation is None:
+        raise ResponseNotFound(
+            f"Conversation with id '{conversation_id[:128]}' not found.",
+            param="conversation",
+            code="conversation_not_found",
+        )
+    state = state_of(conversation)
+    memory = b""
+    if state.last is not None and state.seen is not None:
+        record = await store.get(state.last, owner)
+        memory = record.memory if record is not None else b""
+    after = state.seen if memory else None
+    found = await store.items(conversation_id, owner, after=after, limit=MOST_ITEMS + 1)
+    if len(found) > MOST_ITEMS:
+        raise refusal("conversation", f"must hold at most {MOST_ITEMS} items that are not answered")
+    items = [_object.decode(item) for _, item in found]
+    return Context(memory, items, {item["id"]: item for item in items})
