@@ -15,7 +15,7 @@ import server
 from server import api_shapes
 from server.chat_request import RoutedRequest
 from server.chat_schema import ChatRequest
-from server.relay_routes import RESPONSES, ROUTES
+from server.relay_routes import ROUTES
 from streaming.failures import ClientError, SmolgateError
 
 _SCHEMAS = "#/components/schemas/"
@@ -143,8 +143,7 @@ def _chat() -> dict[str, Any]:
 def _relayed(method: str, path: str) -> dict[str, Any]:
     parameters = [_header("X-Model", "Whose upstream is asked where the body does not say.")]
     operation: dict[str, Any] = {
-        "summary": "Relayed to an upstream as it is"
-        + (", or translated to its chat completions" if path == RESPONSES else ""),
+        "summary": "Relayed to an upstream as it is",
         "parameters": [*_path_parameters(path), *parameters],
         "responses": {"default": {"description": "The upstream's reply", "content": {"*/*": {}}}},
     }

@@ -12,16 +12,14 @@ from server.chat_request import route_of
 from server.keys import UPSTREAMS
 from server.relay_reply import send_relayed
 from server.relayed_body import other_data, streamed_body
-from server.responses_upstream import send_response
 from server.upstreams import UpstreamRoute
 from streaming.failures import ModelNotFound
 
 COMPLETIONS = "/completions"
-RESPONSES = "/responses"
 # Their bodies are JSON, whatever the client calls it.
 JSON_PATHS = (
     COMPLETIONS,
-    *("/embeddings", "/moderations", RESPONSES, "/rerank"),
+    *("/embeddings", "/moderations", "/rerank"),
     *("/images/generations", "/audio/speech", "/batches"),
 )
 UPLOAD_PATHS = (
@@ -47,8 +45,6 @@ async def relay_route(request: web.Request) -> web.StreamResponse:
     text = await request.read()
     asked = route_of(text)
     route = _route_to(request, asked.model_id or request.headers.get("X-Model"))
-    if path == RESPONSES:
-        return await send_response(request, text, asked, route)
     is_text = path == COMPLETIONS
     return await send_relayed(
         request,

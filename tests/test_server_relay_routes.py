@@ -61,8 +61,6 @@ async def test_json_goes_where_its_model_leads_and_without_one_to_the_first_upst
         ('{"id":"p/x"}', "second", '"x"'),
         ("null", "first", "null"),
     ]:
-        if path == "/responses" and "nothink" in model:
-            continue  # it is translated: see test_server_responses_upstream.py
         body = b'{"model":%s,"input":1.50}'
         status, headers, raw = await send(
             gateway, "POST", f"/v1{path}?a=b", data=body % model.encode()

@@ -90,6 +90,43 @@ async def test_three_turns_go_on_from_each_other_whole_and_streamed(
     }
 
 
+async def test_a_kept_response_can_be_had_listed_and_deleted(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    upstream.handler = chat_only(contents)
+    gateway = await make_gateway()
+    async with openai.AsyncOpenAI(base_url=f"{gateway.base}/v1", api_key="none") as client:
+        made = await client.responses.create(model="up/model", input="go")
+        assert (await client.responses.retrieve(made.id)).to_dict() == made.to_dict()
+        listed = await client.responses.input_items.list(made.id)
+        assert [item.to_dict()["content"] for item in listed.data] == [
+            [{"type": "input_text", "text": "go"}]
+        ]
+        await client.responses.delete(made.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(made.id)
+
+
+async def test_an_agent_and_an_upstream_go_on_from_each_other(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    """Both ways: the upstream is told the agent's answer, the agent the upstream's."""
+    upstream.handler = chat_only(lambda messages: "<code>\nfinal_answer('forty')\n</code>")
+    gateway = await make_gateway()
+    _, first = await post(gateway, {"model": "code-writing-agent", "input": "one"})
+    _, second = await post(
+        gateway, ASK | {"input": "two", "previous_response_id": first["id"], "store": True}
+    )
+    assert contents(upstream.bodies()[-1]["messages"]) == "one | forty | two"
+    status, third = await post(
+        gateway,
+        {"model": "code-writing-agent", "input": "three", "previous_response_id": second["id"]},
+    )
+    assert (status, third["status"]) == (200, "completed")
+    told = contents(upstream.bodies()[-1]["messages"])
+    assert all(turn in told for turn in ("one", "forty", "two", "three"))
+
+
 async def test_what_is_not_to_be_kept_or_was_not_finished_is_not(
     upstream: FakeUpstream, make_gateway: MakeGateway
 ) -> None:

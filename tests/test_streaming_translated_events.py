@@ -322,8 +322,7 @@ def test_whatever_comes_the_events_are_nested_and_the_same_however_cut(
             out += stage.feed(raw[:cut])
             out += stage.feed(raw[cut:])
             out += stage.flush()
-        except UpstreamFailed as error:  # a call went on behind its end
-            assert "went on" in error.message
+        except UpstreamFailed:  # a call went on behind its end
             out += stage.fail(ERROR)
         outs.append(out)
     assert outs[0] == outs[1]
