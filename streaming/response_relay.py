@@ -44,8 +44,7 @@ class ResponseAsk:
     """One request: how it goes up to an upstream that has the API, and how to one that has not.
 
     `begun` makes the response object of a translated reply as it starts, and says how it is kept, if it is; `now` is in
-    seconds since the epoch. `routes`
-    are the upstreams' by name; `scrub` is for translated replies. `translates`: all are.
+    seconds since the epoch. `routes` are the upstreams' by name; `scrub` is for translated replies. `translates`: all are.
     """
 
     own: BodyFor

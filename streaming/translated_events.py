@@ -34,6 +34,9 @@ class TranslatedEvents:
             if len(self._whole) > MAX_EVENT_BYTES:
                 raise UpstreamFailed("The upstream's reply is too large.")
             return b""
+        if _is_one_event(data) and not self._parser.holds:
+            self._read_data(data[6:-2])
+            return self._events.take()
         try:
             events = self._parser.feed(data)
         except EventTooLarge:
@@ -73,11 +76,14 @@ class TranslatedEvents:
 
     def _read(self, events: list[SseEvent]) -> None:
         for event in events:
-            data = event.data
-            if data == b"[DONE]":
-                self._response.end(is_done=True)
-            elif data:
-                self._read_chunk(data)
+            if event.data:
+                self._read_data(event.data)
+
+    def _read_data(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self._response.end(is_done=True)
+        elif data:
+            self._read_chunk(data)
 
     def _read_chunk(self, data: bytes) -> None:
         if self._events.ended:
@@ -89,3 +95,13 @@ class TranslatedEvents:
                 "The upstream sent something that is no chat completion."
             ) from None
         self._response.feed(chunk)
+
+
+def _is_one_event(data: bytes) -> bool:
+    """What nearly all reads of a slow stream are: one event, of one line."""
+    return (
+        data.startswith(b"data: ")
+        and data.find(b"\n") == len(data) - 2
+        and data.endswith(b"\n\n")
+        and b"\r" not in data
+    )
