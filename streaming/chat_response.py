@@ -92,7 +92,7 @@ class ChatResponse:
             self._texts.think(thoughts)
         if delta.content and (text := text_of(delta.content)):
             self._texts.say(text)
-        if delta.refusal:
+        if delta.refusal and isinstance(delta.refusal, str):
             self._texts.refuse(delta.refusal)
         if delta.tool_calls:
             self._texts.flush()
@@ -291,11 +291,12 @@ def usage_object(usage: Usage | None) -> dict[str, Any] | None:
     if usage is None:
         return None
     prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
-    cached, thoughts = usage.prompt_tokens_details, usage.completion_tokens_details
+    thoughts, details = usage.completion_tokens_details, usage.prompt_tokens_details
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return {
         "input_tokens": prompt,
         "input_tokens_details": {
-            "cached_tokens": (cached.cached_tokens if cached else None) or 0,
+            "cached_tokens": cached if isinstance(cached, int) else 0,
             "cache_write_tokens": 0,
         },
         "output_tokens": completion,

@@ -35,22 +35,18 @@ class TokenDetails(msgspec.Struct, frozen=True):
     reasoning_tokens: int | None = None
 
 
-class PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int | None = None
-
-
 class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     completion_tokens_details: TokenDetails | None = None
-    prompt_tokens_details: PromptDetails | None = None
+    prompt_tokens_details: Any = None  # of no use to agents, and so not theirs to fail at
 
 
 class Delta(msgspec.Struct, frozen=True):
     content: str | list[dict[str, Any]] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    refusal: str | None = None
+    refusal: Any = None  # likewise
     tool_calls: list[ToolCallDelta] | None = None
 
 

@@ -448,6 +448,14 @@ def test_halves_of_a_character_come_together() -> None:
     assert texts(final(translated(raw + finish() + DONE))) == [("output_text", "a😀bc\ufffd")]
 
 
+def test_what_says_nothing_of_use_is_passed_over() -> None:
+    odd = delta(content="hi", refusal={}, tool_calls=None) + finish()
+    odd += b'data: {"choices":[],"usage":{"prompt_tokens":1,"prompt_tokens_details":[]}}\n\n'
+    response = final(translated(b'data: {"choices":[],"prompt_filter":1}\n\n' + odd + DONE))
+    assert texts(response) == [("output_text", "hi")]
+    assert response["usage"]["input_tokens_details"]["cached_tokens"] == 0
+
+
 def test_content_in_parts_is_text() -> None:
     raw = delta(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
     assert texts(final(translated(raw + finish() + DONE))) == [("output_text", "ab")]
