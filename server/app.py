@@ -10,14 +10,12 @@ from aiohttp import web
 
 from server import (
     chat,
-    conversations,
     health,
     metrics,
     models,
     openapi,
     parts,
     relay_routes,
-    response_routes,
     runs,
     stream_routes,
 )
@@ -45,26 +43,9 @@ from server.keys import (
 from server.loop_lag import loop_lag
 from server.request_counts import RequestCounts
 from server.request_log import request_log_middleware
-from server.responses import create_response
+from server.response_api import RESPONSE_ROUTES
 from server.settings import Settings
 from streaming.agent_context import AgentFactory
-
-# Before the relay's: what is asked of an upstream's model goes on to it.
-RESPONSE_ROUTES = (
-    ("POST", "/responses", create_response),
-    ("GET", "/responses/{id}", response_routes.get_response),
-    ("DELETE", "/responses/{id}", response_routes.delete_response),
-    ("POST", "/responses/{id}/cancel", response_routes.cancel_response),
-    ("GET", "/responses/{id}/input_items", response_routes.list_input_items),
-    ("POST", "/conversations", conversations.create_conversation),
-    ("GET", "/conversations/{id}", conversations.get_conversation),
-    ("POST", "/conversations/{id}", conversations.update_conversation),
-    ("DELETE", "/conversations/{id}", conversations.delete_conversation),
-    ("GET", "/conversations/{id}/items", conversations.list_items),
-    ("POST", "/conversations/{id}/items", conversations.create_items),
-    ("GET", "/conversations/{id}/items/{item_id}", conversations.get_item),
-    ("DELETE", "/conversations/{id}/items/{item_id}", conversations.delete_item),
-)
 
 
 def create_app(
@@ -116,7 +97,8 @@ def create_app(
             app.router.add_get(prefix + path, stream_routes.resume_stream)
             app.router.add_delete(prefix + path, stream_routes.delete_stream)
         app.router.add_post(f"{prefix}/streams/lookup", stream_routes.lookup_streams)
-        for method, path, handler in RESPONSE_ROUTES:
+        # Before the relay's: what is asked of an upstream's model goes on to it.
+        for method, path, handler, _ in RESPONSE_ROUTES:
             app.router.add_route(method, prefix + path, handler)
         for method, path in relay_routes.ROUTES:
             app.router.add_route(method, prefix + path, relay_routes.relay_route)

@@ -16,6 +16,8 @@ from server import api_shapes
 from server.chat_request import RoutedRequest
 from server.chat_schema import ChatRequest
 from server.relay_routes import ROUTES
+from server.response_api import RESPONSE_ROUTES
+from server.response_schema import ResponseRequest
 from streaming.failures import ClientError, SmolgateError
 
 _SCHEMAS = "#/components/schemas/"
@@ -67,6 +69,14 @@ _EXAMPLES = {
 }
 
 
+_PAGE = ("order", "after", "limit")
+_QUERIES = {
+    ("GET", "/responses/{id}"): ("stream", "starting_after"),
+    ("GET", "/responses/{id}/input_items"): _PAGE,
+    ("GET", "/conversations/{id}/items"): _PAGE,
+}
+
+
 async def openapi(request: web.Request) -> web.Response:
     """The document."""
     return web.Response(body=msgspec.json.encode(document()), content_type=_JSON)
@@ -76,7 +86,7 @@ async def openapi(request: web.Request) -> web.Response:
 def document() -> dict[str, Any]:
     """The OpenAPI document; every path is served without its `/v1`, too."""
     _, schemas = msgspec.json.schema_components(
-        (RoutedRequest, ChatRequest, *_REPLIES), ref_template=_SCHEMAS + "{name}"
+        (RoutedRequest, ChatRequest, ResponseRequest, *_REPLIES), ref_template=_SCHEMAS + "{name}"
     )
     return {
         "openapi": "3.1.0",
@@ -115,7 +125,33 @@ def _paths() -> dict[str, Any]:
     }
     for method, path in ROUTES:
         paths.setdefault(path, {})[method.lower()] = _relayed(method, path)
+    for method, path, _, summary in RESPONSE_ROUTES:
+        paths.setdefault(path, {})[method.lower()] = _response(method, path, summary)
     return paths
+
+
+def _response(method: str, path: str, summary: str) -> dict[str, Any]:
+    """An operation of the Responses API: objects as docs/responses.md has them, or a stream of events."""
+    content: dict[str, Any] = {_JSON: {"schema": {"type": "object"}}}
+    if path in {"/responses", "/responses/{id}"} and method != "DELETE":
+        content["text/event-stream"] = {"schema": {}}
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "parameters": [
+            *_path_parameters(path),
+            *(_query(name) for name in _QUERIES.get((method, path), ())),
+        ],
+        "responses": {
+            "200": {"description": "The reply", "headers": _REQUEST_ID, "content": content},
+            **_refusals(_statuses(SmolgateError)),
+        },
+    }
+    if method == "POST" and not path.endswith("/cancel"):
+        schema: dict[str, Any] = {"type": "object"}
+        if path == "/responses":
+            schema = {"allOf": [_schema("RoutedRequest"), _schema("ResponseRequest")]}
+        operation["requestBody"] = {"content": {_JSON: {"schema": schema}}}
+    return operation
 
 
 def _chat() -> dict[str, Any]:
@@ -217,7 +253,13 @@ def _header(name: str, meaning: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": meaning, "schema": {"type": "string"}}
 
 
+def _query(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": {"type": "string"}}
+
+
 def _path_parameters(path: str) -> list[dict[str, Any]]:
-    if "{id}" not in path:
-        return []
-    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in ("id", "item_id")
+        if f"{{{name}}}" in path
+    ]

@@ -59,12 +59,10 @@ _PREFIXES = {
 
 @dataclass(frozen=True)
 class ReadInput:
-    """`items` are the request's own. `answers`: the input ends with results of the client's functions."""
+    """`places` says of each message which item it came of."""
 
-    items: list[Json]
     chat: ChatRequest
     places: tuple[str, ...]
-    answers: bool
 
 
 def items_of(
@@ -130,8 +128,7 @@ def chat_of(request: ResponseRequest, earlier: Sequence[Json], items: list[Json]
         user=request.user or request.safety_identifier,
         metadata=request.metadata,
     )
-    answers = bool(messages) and messages[-1].role == "tool"
-    return ReadInput(items, chat, tuple(places), answers)
+    return ReadInput(chat, tuple(places))
 
 
 def renamed(error: InvalidRequest, read: ReadInput) -> InvalidRequest:
@@ -236,10 +233,10 @@ def _parts(content: str | list[Json], place: str) -> str | list[Json]:
 def _read_part(part: Json, place: str) -> Json:
     """A part as chat has it. Raises InvalidRequest for one that an agent cannot take."""
     match part:
-        case {"type": "input_text" | "output_text" | "text", "text": str(text)}:
-            return {"type": "text", "text": text}
-        case {"type": "refusal", "refusal": str(text)}:
-            return {"type": "text", "text": text}
+        case {"type": "input_text" | "output_text" | "text", "text": str(said)}:
+            return {"type": "text", "text": said}
+        case {"type": "refusal", "refusal": str(said)}:
+            return {"type": "text", "text": said}
         case {"type": "input_image", "image_url": str(url)}:
             return {"type": "image_url", "image_url": {"url": url}}
         case {"type": "input_image"}:
@@ -272,8 +269,8 @@ def _file_text(part: Json, place: str) -> str:
         ) from None
     if "\0" in text:
         raise refusal(f"{place}.file_data", "must be a text file: agents read no other")
-    name = part.get("filename")
-    return f"File {name!r}:\n{text}" if isinstance(name, str) else f"File:\n{text}"
+    named = part.get("filename")
+    return f"File {named!r}:\n{text}" if isinstance(named, str) else f"File:\n{text}"
 
 
 def _format(request: ResponseRequest) -> ResponseFormat | None:

@@ -23,14 +23,13 @@ from streaming.run import Run, RunReader
 from streaming.store import RecordGone, Store
 
 GONE = RecordGone("The response was deleted.", code="response_gone")
-_FAILED = {"failed": "agent_failed", "cancelled": "cancelled"}
 
 
 async def stream_told(
     request: web.Request, run: Run, reader: RunReader, telling: ResponseTelling
 ) -> web.StreamResponse:
     """A leg that is not kept, as a stream. Raises ConnectionError when the client is gone."""
-    told: list[bytes] = []
+    told = telling.begin()
     with suppress(TimeoutError):
         async with asyncio.timeout(request.app[SETTINGS].heartbeat_seconds):
             while not telling.told and (events := await reader.read()):
@@ -43,7 +42,7 @@ async def stream_told(
     await writer.prepare(request)
     async with writer:
         try:
-            await writer.send_events(b"".join((*telling.begin(), *told)))
+            await writer.send_events(b"".join(told))
             async for events in reader:
                 await writer.send_events(b"".join(telling.feed(events)))
             request[OUTCOME] = run.outcome or "ok"

@@ -90,17 +90,23 @@ async def _run_agent(
     context = await context_of(app[STORE], owner, asked)
     items = items_of(asked.input, stem=app[IDENTITY].new_id()[-28:], known=context.known)
     read = _read(asked, context, items)
-    results = tool_results_of(read.chat.messages) if read.answers else []
+    try:
+        results = tool_results_of(read.chat.messages)
+    except InvalidRequest as error:
+        raise renamed(error, read) from None
     replays = app[REPLAYS]
     wish = wish_of(request.headers, body, owner)
     async with replays.settling(wish):
-        leg = replays.joinable(wish) or await leg_for(
-            request,
-            body,
-            wish,
-            results,
-            partial(_spec_of, request, read, context, agent, is_kept=is_kept),
-        )
+        try:
+            leg = replays.joinable(wish) or await leg_for(
+                request,
+                body,
+                wish,
+                results,
+                partial(_spec_of, request, read, context, agent, is_kept=is_kept),
+            )
+        except InvalidRequest as error:
+            raise renamed(error, read) from None
         if isinstance(leg, Leg):
             replays.keep(wish, leg)
     if isinstance(leg, ReplyElsewhere):
@@ -188,16 +194,13 @@ async def _spec_of(
     fetch = request.app.get(IMAGE_FETCH)
     messages = read.chat.messages
     fetched = await fetch.fetch_all(image_urls_of(messages)) if fetch is not None else {}
-    try:
-        spec = run_spec_of(
-            read.chat,
-            run_id=request.app[IDENTITY].new_id(),
-            agent=agent,
-            tag_names=request.app[SETTINGS].think_tags,
-            fetched=fetched,
-        )
-    except InvalidRequest as error:
-        raise renamed(error, read) from None
+    spec = run_spec_of(
+        read.chat,
+        run_id=request.app[IDENTITY].new_id(),
+        agent=agent,
+        tag_names=request.app[SETTINGS].think_tags,
+        fetched=fetched,
+    )
     return msgspec.structs.replace(spec, memory=context.memory, keeps_memory=is_kept)
 
 

@@ -130,6 +130,8 @@ def _kept_python(agent: MultiStepAgent, before: AgentMemory) -> AgentMemory:
     defined, known = set(variables.defined), {name for name, _ in found}
     kept = _bounded(variables)
     lost = [*kept.lost, *(name for name in kept.defined if name not in known)]
+    there = {*kept.values, *lost, *known}
+    lost += [name for name in before.lost if name not in there]
     return AgentMemory(
         values=kept.values,
         definitions=tuple((name, code) for name, code in found if name in defined),
