@@ -5,7 +5,7 @@ line each, or a whole completion.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class ChatWire:
         ).encode("ascii")
 
 
-def error_event(error: dict[str, Any]) -> bytes:
+def error_event(error: Mapping[str, Any]) -> bytes:
     """An error in a stream; `[DONE]` follows it."""
     return f"data: {_compact({'error': error})}\n\n".encode("ascii")
 

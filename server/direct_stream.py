@@ -8,7 +8,7 @@ then on what goes wrong is an event.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from aiohttp import web
 from aiohttp.http_writer import HttpVersion11
@@ -19,6 +19,9 @@ from streaming.chunk_framing import LAST_FRAME, frame_of
 from streaming.event_stages import DirectEvents
 from streaming.pulse import Pulse
 from streaming.upstream_reply import Taken
+
+# The last events of a stream, where something has to be done before they may be told.
+Last = Callable[[], Awaitable[bytes]]
 
 
 class DirectStream(BareResponse):
@@ -51,6 +54,7 @@ class DirectStream(BareResponse):
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._ended = False
+        self._last_frame = LAST_FRAME
         pulse.add(self._look)
 
     @property
@@ -62,24 +66,28 @@ class DirectStream(BareResponse):
         """Send no heartbeats any more."""
         self._pulse.discard(self._look)
 
-    async def carry(self, taken: Taken, stage: DirectEvents) -> None:
-        """The whole of a taken stream.
+    async def carry(self, taken: Taken, stage: DirectEvents, last: Last | None = None) -> None:
+        """The whole of a taken stream, and then what `last` gives.
 
         Raises UpstreamFailed where it breaks off or is not complete, ClientStalled, ConnectionError.
         """
         self._taken, self._stage = taken, stage
+        self._last_frame = LAST_FRAME if last is None else b""
         self._on_data(taken.start(self._on_data, self._fail), self._unsent_head())
         while self._error is None:
             if self._protocol.writing_paused:
                 await self._drain()
             if self._ended:
+                if last is not None:
+                    self._ended = False
+                    self.end_with(await last())
                 return
             taken.resume()
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         raise self._error
 
-    async def carry_pieces(self, pieces: AsyncIterator[bytes]) -> None:
+    async def carry_pieces(self, pieces: AsyncIterator[bytes], last: Last | None = None) -> None:
         """The whole of a stream that comes as events, some at a time. Raises as `carry` does."""
         if head := self._unsent_head():
             self._write(head)
@@ -87,7 +95,7 @@ class DirectStream(BareResponse):
             self._write(self._framed(events))
             if self._protocol.writing_paused:
                 await self._drain()
-        self.end_with(b"")
+        self.end_with(await last() if last is not None else b"")
 
     def end_with(self, events: bytes) -> None:
         """End it with these events. Raises ConnectionResetError where the client left."""
@@ -129,7 +137,7 @@ class DirectStream(BareResponse):
                 frames = stage.feed(data)
             if stage.ended:
                 taken.finish()
-                frames += stage.flush() + LAST_FRAME
+                frames += stage.flush() + self._last_frame
                 self._ended = True
                 self._wake()
         except Exception as error:  # noqa: BLE001 - raised in carry()

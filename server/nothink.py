@@ -23,9 +23,16 @@ def nothink_body(body: bytes, model: str, directive: str, extra: Mapping[str, An
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("'messages' must hold at least one message.", param="messages")
-    request["model"] = model
+    return nothink_request(request, model, directive, extra)
+
+
+def nothink_request(
+    request: Mapping[str, Any], model: str, directive: str, extra: Mapping[str, Any]
+) -> bytes:
+    """The same of a request whose messages are known to be a list."""
+    request = {**request, "model": model}
     if directive:
-        request["messages"] = [_directed(message, directive) for message in messages]
+        request["messages"] = [_directed(message, directive) for message in request["messages"]]
     return msgspec.json.encode(_merged(request, extra))
 
 

@@ -7,6 +7,8 @@ the client's HTTP library reports.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -29,6 +31,8 @@ from streaming.failures import Draining, SmolgateError
 from streaming.relay import Relayed, ScrubOptions, relay
 from streaming.upstream_group import Data, UpstreamGroup
 
+Fault = Callable[[Mapping[str, Any]], bytes]
+
 
 async def send_relayed(
     request: web.Request,
@@ -44,19 +48,11 @@ async def send_relayed(
 
     Raises SmolgateError leaves before the first byte.
     """
-    refuse_when_draining(request.app)
     if request.rel_url.raw_query_string:
         path = f"{path}?{request.rel_url.raw_query_string}"
-    task, relays = asyncio.current_task(), request.app[RELAYS]
-    assert task is not None
-    relays.add(task)
-    events: DirectStream | None = None
-    relayed: Relayed | None = None
-    began = time.monotonic()
-    try:
-        if stream:
-            events = await _open_stream(request)
-        relayed = await relay(
+
+    async def ask() -> Relayed:
+        return await relay(
             upstream,
             request.method,
             path,
@@ -66,19 +62,51 @@ async def send_relayed(
             scrub=scrub,
             finishes=finishes,
         )
+
+    return await send_reply(request, ask, stream=stream)
+
+
+def chat_fault(error: Mapping[str, Any]) -> bytes:
+    """How a stream of a chat completion ends that went wrong."""
+    return error_event(error) + DONE
+
+
+async def send_reply(
+    request: web.Request,
+    ask: Callable[[], Awaitable[Relayed]],
+    *,
+    stream: bool,
+    fault: Fault = chat_fault,
+) -> web.StreamResponse:
+    """Send what `ask` gets; `fault` ends a stream that went wrong before there was a reply. Raises as above."""
+    refuse_when_draining(request.app)
+    task, relays = asyncio.current_task(), request.app[RELAYS]
+    assert task is not None
+    relays.add(task)
+    events: DirectStream | None = None
+    relayed: Relayed | None = None
+    began = time.monotonic()
+    try:
+        if stream:
+            events = await _open_stream(request)
+        relayed = await ask()
+        fault = relayed.fault or fault
         request.app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
         metered(request, relayed)
         if relayed.events is not None:
-            return await _send_events(request, relayed, events)
+            return await _send_events(request, relayed, events, fault)
         if events is not None and events.prepared:
-            raise relayed.no_stream()
+            if not relayed.is_events or relayed.whole is None:
+                raise relayed.no_stream()
+            events.end_with(relayed.whole)
+            return events
         if relayed.whole is not None:
             return _whole(request, relayed, relayed.whole)
         return await _send_body(request, relayed)
     except BaseException as error:
         if events is None or not events.prepared:
             raise
-        events.end_with(_last_words(request, error))
+        events.end_with(_last_words(request, error, fault))
         return events
     finally:
         relays.discard(task)
@@ -102,7 +130,7 @@ async def _open_stream(request: web.Request) -> DirectStream:
 
 
 async def _send_events(
-    request: web.Request, relayed: Relayed, stream: DirectStream | None
+    request: web.Request, relayed: Relayed, stream: DirectStream | None, fault: Fault
 ) -> web.StreamResponse:
     """The stream on the short way where it goes that, else by pieces."""
     assert relayed.events is not None
@@ -113,13 +141,13 @@ async def _send_events(
             stream.set_head(relayed.status, relayed.headers)
         taken = relayed.reply.take() if stream.takes_frames else None
         if taken is not None:
-            await stream.carry(taken, relayed.events)
+            await stream.carry(taken, relayed.events, relayed.last)
         else:
-            await stream.carry_pieces(relayed.event_pieces())
+            await stream.carry_pieces(relayed.event_pieces(), relayed.last)
     except BaseException as error:
         if not stream.prepared:
             raise
-        stream.end_with(_last_words(request, error))
+        stream.end_with(_last_words(request, error, fault))
     finally:
         stream.release()
     return stream
@@ -146,7 +174,7 @@ async def _send_body(request: web.Request, relayed: Relayed) -> web.StreamRespon
     return response
 
 
-def _last_words(request: web.Request, error: BaseException) -> bytes:
+def _last_words(request: web.Request, error: BaseException, fault: Fault) -> bytes:
     """How a stream ends that failed. Raises the error where nobody is there to be told."""
     if isinstance(error, asyncio.CancelledError) and request.app[SUPERVISOR].draining:
         error = Draining("The server is stopping.")
@@ -155,4 +183,4 @@ def _last_words(request: web.Request, error: BaseException) -> bytes:
     elif not isinstance(error, SmolgateError):
         error = unexpected(request, error)
     request[OUTCOME] = error.code or "upstream"
-    return error_event(error_object(error)) + DONE
+    return fault(error_object(error))

@@ -35,7 +35,6 @@ from server.keys import (
     SUPERVISOR,
     UPSTREAMS,
 )
-from server.relay_routes import relay_route
 from server.response_context import Context, context_of
 from server.response_input import ReadInput, chat_of, items_of, renamed
 from server.response_keeper import ResponseKeeper
@@ -43,6 +42,7 @@ from server.response_limits import check_response_limits
 from server.response_schema import ResponseRequest
 from server.response_stream import collect_told, stream_kept, stream_told
 from server.response_telling import ResponseTelling, ResponseTerms, terms_of
+from server.responses_upstream import send_response
 from server.run_legs import leave_seconds, leg_for
 from server.tool_request import tool_results_of, tools_of
 from streaming.failures import InvalidRequest, UnsupportedMedia
@@ -57,14 +57,16 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     if request.content_type not in {"application/json", "application/octet-stream", "text/plain"}:
         raise UnsupportedMedia("The request body must be application/json.")
     body = await request.read()
-    model = route_of(body).model_id
+    routed = route_of(body)
+    model = routed.model_id
     agents, upstreams = request.app[AGENTS], request.app[UPSTREAMS]
     model = model or request.headers.get("X-Model")
     route = upstreams.exact(model)
     if route is None and model not in agents:
         route = upstreams.by_prefix(model)
     if route is not None:
-        return await relay_route(request)
+        allow_work(request, route.model)
+        return await send_response(request, body, routed, route)
     agent = agent_for(model, agents, request.app[SETTINGS])
     allow_work(request, agent)
     asked = decoded(_request, body)

@@ -26,6 +26,7 @@ from server.upstream_settings import (
     name_of,
     with_token,
 )
+from streaming.responses_route import ResponsesOption
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Settings:
     nothink_directive: str
     nothink_body: Mapping[str, Any]
     nothink_scrub: Mode
+    upstream_responses: ResponsesOption
     think_tags: tuple[str, ...]
     think_starts_open: bool
     reasoning_format: str
@@ -144,6 +146,7 @@ class Settings:
             nothink_body=self.nothink_body,
             scrub=self.nothink_scrub,
             starts_open=self.think_starts_open,
+            responses=self.upstream_responses,
         )
         others = tuple(self._options_of(entry, i) for i, entry in enumerate(self.upstreams))
         return others if self.upstream_base is None and not self.embedded else (default, *others)
@@ -160,6 +163,7 @@ class Settings:
             nothink_body=entry.nothink_body,
             scrub=self.nothink_scrub if scrub is None else scrub,
             starts_open=self.think_starts_open if starts_open is None else starts_open,
+            responses=entry.responses or self.upstream_responses,
         )
 
 

@@ -150,6 +150,14 @@ SETTINGS = (
         "what is scrubbed from replies of `…-nothink`: the tags, the tags and what they enclose, or the tags, what they enclose being moved to the reasoning fields",
     ),
     Setting(
+        "upstream_responses",
+        ("UPSTREAM_RESPONSES",),
+        "auto",
+        one_of("auto", "relay", "translate"),
+        "auto, relay or translate",
+        "how `/v1/responses` reaches an upstream: relayed, translated to chat completions, or found out by asking",
+    ),
+    Setting(
         "think_tags",
         ("THINK_TAGS",),
         ("think", "thank"),

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sanitize.think import Mode
+from streaming.responses_route import ResponsesOption
 
 NOTHINK = "-nothink"
 
@@ -37,6 +38,7 @@ class UpstreamEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nothink_body: dict[str, Any] = {}
     scrub: Mode | None = None
     starts_open: bool | None = None
+    responses: ResponsesOption | None = None
 
     def __repr__(self) -> str:
         return f"UpstreamEntry(models={self.models}, base={self.base!r})"
@@ -55,6 +57,7 @@ class UpstreamOptions:
     nothink_body: Mapping[str, Any]
     scrub: Mode
     starts_open: bool
+    responses: ResponsesOption = "auto"
 
     @property
     def has_prefixes(self) -> bool:

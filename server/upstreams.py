@@ -18,6 +18,7 @@ from server.upstream_settings import NOTHINK, UpstreamOptions
 from streaming.circuit_breaker import CircuitBreaker, State
 from streaming.pulse import Pulse
 from streaming.relay import ScrubOptions
+from streaming.responses_route import ResponsesRoute
 from streaming.silence_watch import LOOKS, SilenceLimits
 from streaming.upstream import Patience, Target, Upstream, open_upstream
 from streaming.upstream_group import GroupMember, RetryLimits, UpstreamGroup
@@ -39,6 +40,7 @@ class UpstreamRoute:
     group: UpstreamGroup
     options: Mapping[str, UpstreamOptions]  # of each member, by its name
     tag_names: tuple[str, ...]
+    responses: Mapping[str, ResponsesRoute]  # likewise
 
     @property
     def is_verbatim(self) -> bool:
@@ -62,6 +64,7 @@ class _Known:
     upstream: Upstream
     breaker: CircuitBreaker
     models: UpstreamModels
+    responses: ResponsesRoute
 
     def member_for(self, model: str) -> GroupMember:
         return GroupMember(
@@ -144,6 +147,7 @@ class Upstreams:
             ),
             options={known.options.name: known.options for known in serving},
             tag_names=settings.think_tags,
+            responses={known.options.name: known.responses for known in serving},
         )
 
 
@@ -197,4 +201,4 @@ async def _open(
     breaker = CircuitBreaker(
         settings.breaker_failures, settings.breaker_seconds, clock=time.monotonic
     )
-    return _Known(options, upstream, breaker, models)
+    return _Known(options, upstream, breaker, models, ResponsesRoute(options.responses))

@@ -5,6 +5,8 @@ comes out is always whole events, so that a heartbeat or an error may follow; `f
 where the stream was not complete. `DirectEvents` is a stage on chunked frames.
 """
 
+from typing import Protocol
+
 from streaming.chunk_framing import ChunkedFrames, FramingError, frame_of
 from streaming.failures import UpstreamFailed
 from streaming.scrubbed_events import ScrubbedEvents
@@ -12,11 +14,22 @@ from streaming.sse_parser import MAX_EVENT_BYTES
 from streaming.stream_end import StreamEnd
 
 
+class EventStage(Protocol):
+    """Any stage; `holds`: what comes must not go past it."""
+
+    @property
+    def holds(self) -> bool: ...
+
+    def feed(self, data: bytes) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
 class VerbatimEvents:
     """The very bytes, cut only between events."""
 
-    def __init__(self, finishes: int) -> None:
-        self._end = StreamEnd(finishes)
+    def __init__(self, finishes: int = 0, *, end: StreamEnd | None = None) -> None:
+        self._end = end or StreamEnd(finishes)
         self._held: list[bytes] = []  # an unfinished event, in pieces: it may be very long
         self._held_bytes = 0
         self._seam = b""  # its last bytes, in which a blank line may have begun
@@ -75,7 +88,7 @@ class DirectEvents:
     Verbatim, frames that end with an event go on as they are. `flush` it once `ended`.
     """
 
-    def __init__(self, stage: VerbatimEvents | ScrubbedEvents) -> None:
+    def __init__(self, stage: EventStage) -> None:
         self.stage = stage
         self._frames = ChunkedFrames(max_held_bytes=MAX_EVENT_BYTES)
 
@@ -95,7 +108,7 @@ class DirectEvents:
                     if frames is not None:
                         stage.see_frames(frames)
                         return frames
-                elif walker.is_clear:
+                elif isinstance(stage, ScrubbedEvents) and walker.is_clear:
                     out, end = stage.feed_frames(data)
                     if end == len(data):
                         return out

@@ -39,12 +39,14 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     completion_tokens_details: TokenDetails | None = None
+    prompt_tokens_details: Any = None  # of no use to agents, and so not theirs to fail at
 
 
 class Delta(msgspec.Struct, frozen=True):
     content: str | list[dict[str, Any]] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    refusal: Any = None  # likewise
     tool_calls: list[ToolCallDelta] | None = None
 
 
@@ -73,7 +75,7 @@ class ModelChunk(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
 
 
-_chunk_decoder = msgspec.json.Decoder(ChatChunk)
+chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _HALF = re.compile("[\ud800-\udfff]")
 _NO_CHUNK = frozenset({None, b"", b"[DONE]"})
 
@@ -123,7 +125,7 @@ class ModelChunkReader:
 
     def _chunk(self, data: bytes) -> ModelChunk:
         try:
-            chunk = decode_typed(_chunk_decoder, data)
+            chunk = decode_typed(chunk_decoder, data)
         except ValueError:
             log.warning("upstream sent %d bytes that are no chat chunk", len(data))
             log.debug("upstream sent: %.500r", data)
@@ -139,7 +141,7 @@ class ModelChunkReader:
         choice = chunk.choices[0]
         delta = choice.delta or choice.message or Delta()
         return ModelChunk(
-            text=self._text.feed(_text_of(delta.content)),
+            text=self._text.feed(text_of(delta.content)),
             thinking=self._thinking.feed(delta.reasoning_content or delta.reasoning or ""),
             tool_calls=tuple(delta.tool_calls or ()),
             usage=chunk.usage,
@@ -173,7 +175,8 @@ def _mended(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _text_of(content: str | list[dict[str, Any]] | None) -> str:
+def text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """The text of a delta's content, which some send in parts."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
     return content or ""

@@ -6,9 +6,10 @@ event, never half of one, so that whoever writes them may put a heartbeat or an 
 stream that ends without being complete ends in `UpstreamFailed`.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from multidict import CIMultiDictProxy
 
@@ -38,11 +39,18 @@ NOT_RELAYED_DOWN = frozenset(
     "access-control-allow-methods access-control-allow-headers access-control-max-age".split()
 )
 _HAS_NO_LENGTH = NOT_RELAYED_DOWN | {"content-length"}
-_IS_DECODED = _HAS_NO_LENGTH | {"content-encoding"}
+DECODED_NOT_RELAYED_DOWN = _HAS_NO_LENGTH | {"content-encoding"}
 # Bodies up to this size are read whole: a reply that breaks off is then an error, not half a reply.
 MAX_WHOLE_BYTES = 1 << 20
 # How events begin, for replies that do not say what they are.
 _EVENT_BEGIN = (b"data:", b"event:", b":", b"id:", b"retry:")
+
+
+def is_event_stream(content_type: str, body: bytes) -> bool:
+    """Whether a whole body is an event stream; some are one that do not say so."""
+    if content_type in ("application/json", "text/event-stream"):
+        return content_type != "application/json"
+    return body.lstrip().startswith(_EVENT_BEGIN)
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,18 @@ class Relayed:
 
     Events are to be had in two ways: `event_pieces`, or else `reply.take` gives the socket's bytes, of
     which `events` makes what a chunked connection carries. Close the reply.
+
+    `is_events`: what is whole are events, of a reply that came otherwise. `last` gives the events
+    behind those of the upstream's, where there are any. `fault` makes the end of a stream that went wrong of OpenAI's error object, where it is not as in chat.
     """
 
     reply: UpstreamReply
     headers: list[tuple[str, str]]
     whole: bytes | None
     events: DirectEvents | None
+    fault: Callable[[Mapping[str, Any]], bytes] | None = None
+    is_events: bool = False
+    last: Callable[[], Awaitable[bytes]] | None = None
 
     @property
     def status(self) -> int:
@@ -117,22 +131,30 @@ async def relay(
     sent += (("Accept-Encoding", accepted), ("X-Request-Id", request_id))
     reply = await upstream.send(method, path, headers=sent, data=body, raw=scrub is None)
     try:
-        return await _relayed(reply, request_id, scrub, finishes)
+        return await relayed_reply(
+            reply, request_id, scrub=scrub, finishes=finishes, decoded=scrub is not None
+        )
     except BaseException:
         reply.close()
         raise
 
 
-async def _relayed(
-    reply: UpstreamReply, request_id: str, scrub: ScrubOptions | None, finishes: int
+async def relayed_reply(
+    reply: UpstreamReply,
+    request_id: str,
+    *,
+    scrub: ScrubOptions | None = None,
+    finishes: int = 0,
+    decoded: bool,
 ) -> Relayed:
+    """What the client gets of a reply whose head is read. Raises UpstreamFailed."""
     if 300 <= reply.status < 400:
         raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
     dropped = NOT_RELAYED_DOWN
-    if scrub is not None:  # then its body has been decoded
-        dropped = _IS_DECODED
-        if reply.status >= 300:
-            scrub = None
+    if decoded:
+        dropped = DECODED_NOT_RELAYED_DOWN
+    if reply.status >= 300:
+        scrub = None
     whole: bytes | None = None
     events: DirectEvents | None = None
     # Compressed events cannot be told apart: they go on as any other body does.
@@ -174,7 +196,7 @@ def _is_small(reply: UpstreamReply) -> bool:
 
 def _scrubbed_body(body: bytes, scrub: ScrubOptions, content_type: str) -> bytes:
     """A reply that is no event stream by its type, scrubbed; some are one all the same."""
-    if content_type != "application/json" and body.lstrip().startswith(_EVENT_BEGIN):
+    if is_event_stream(content_type, body):
         events = ScrubbedEvents(scrub.for_stream(), finishes=0)
         return events.feed(body) + events.flush()
     try:

@@ -5,12 +5,13 @@ In: whole events as they go by. Out: nothing, or UpstreamFailed at the end.
 
 import re
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from streaming.chunk_framing import frame_of, payload_of
 from streaming.failures import UpstreamFailed
-from streaming.json_codec import decode_json
+from streaming.json_codec import decode_json, encode_json
 from streaming.sse_parser import SseParser
 
 # Inside JSON strings quotes are escaped, so that what a model writes never looks like these.
@@ -18,6 +19,13 @@ _DONE = re.compile(rb"^data: ?\[DONE\]|^data: ?\{\"error\"\s*:\s*[{\"]", re.MULT
 _FINISHED = re.compile(rb"\"finish_reason\"\s*:\s*\"[^\"]")
 # How nearly all streams end. A line feed is never raw in JSON.
 _END = b"\ndata: [DONE]\n\n\r\n"
+# How streams of the Responses API end.
+_RESPONSE_DONE = re.compile(
+    rb"^event: ?(?:response\.(?:completed|incomplete|failed)|error)\s*$"
+    rb"|\"type\"\s*:\s*\"(?:response\.(?:completed|incomplete|failed)|error)\"",
+    re.MULTILINE,
+)
+_SEQUENCE = re.compile(rb"\"sequence_number\"\s*:\s*(\d{1,9})")
 # The finish stands near the end, with at most a usage chunk behind it.
 MAX_TAIL_BYTES = 64 * 1024
 
@@ -28,6 +36,8 @@ class StreamEnd:
     With `finishes` 0 nothing is asked for. One choice is looked for at the end alone, which costs
     nothing on the way; several may finish far apart and are counted as they come.
     """
+
+    _pattern = _DONE
 
     def __init__(self, finishes: int) -> None:
         self._finishes = finishes
@@ -64,11 +74,30 @@ class StreamEnd:
             raise UpstreamFailed("The upstream ended its reply before it was complete.")
 
     def _count(self, events: bytes) -> None:
-        if _DONE.search(events):
+        if self._pattern.search(events):
             self._done = True
         elif _FINISHED.search(events):
             self._finished |= _finished_choices(events)
             self._done = len(self._finished) >= self._finishes
+
+
+class ResponseEnd(StreamEnd):
+    """The same for streams of the Responses API."""
+
+    _pattern = _RESPONSE_DONE
+
+    def __init__(self) -> None:
+        super().__init__(finishes=1)
+
+    def fault(self, error: Mapping[str, Any]) -> bytes:
+        """How a stream ends that went wrong; `error` is OpenAI's error object."""
+        seen = [number for frame in self._tail for number in _SEQUENCE.findall(payload_of(frame))]
+        data = {
+            "type": "error",
+            "sequence_number": int(seen[-1]) + 1 if seen else 0,
+            **{name: error.get(name) for name in ("code", "message", "param")},
+        }
+        return b"event: error\ndata: " + encode_json(data) + b"\n\n"
 
 
 def _finished_choices(events: bytes) -> set[Any]:

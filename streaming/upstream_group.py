@@ -12,7 +12,7 @@ only where nothing was begun: no connection, or a 429, 502, 503 or 504 that says
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,10 @@ class GroupMember:
 
 # A body that is not the same for every upstream is made for each when it is its turn.
 BodyFor = Callable[[GroupMember], bytes]
+# So is a path that is not.
+PathFor = Callable[[GroupMember], str]
+# Sees a reply before it counts as the answer; None: the same upstream, which did nothing, is asked once more.
+Look = Callable[[GroupMember, UpstreamReply], Awaitable[UpstreamReply | None]]
 
 
 Data = bytes | StreamedBody | BodyFor | None
@@ -64,11 +68,12 @@ class _Call:
     """What is asked, of whomever."""
 
     method: str
-    path: str
+    path: str | PathFor
     headers: Sequence[tuple[str, str]]
     data: Data
     raw: bool
     silence: SilenceLimits | None  # None: whoever reads the reply sees to that
+    look: Look | None = None
 
     async def to(self, member: GroupMember) -> UpstreamReply:
         headers, data = self.headers, self.data
@@ -79,7 +84,7 @@ class _Call:
             data = data(member)
         return await member.upstream.send(
             self.method,
-            self.path,
+            self.path if isinstance(self.path, str) else self.path(member),
             headers=headers,
             data=data,
             raw=self.raw,
@@ -171,17 +176,18 @@ class UpstreamGroup:
     async def send(
         self,
         method: str,
-        path: str,
+        path: str | PathFor,
         *,
         headers: Sequence[tuple[str, str]],
         data: Data = None,
         raw: bool = False,
+        look: Look | None = None,
     ) -> UpstreamReply:
         """`Upstream.send`, to whichever upstream answers, until the reply's head is there. Close it.
 
         Raises also UpstreamSilent, here or from whoever reads the reply's body.
         """
-        call = _Call(method, path, headers, data, raw, self._silence)
+        call = _Call(method, path, headers, data, raw, self._silence, look)
         return (await self._answer(call)).reply
 
     def chat(self, body: dict[str, Any]) -> AsyncGenerator[ModelChunk]:
@@ -236,12 +242,31 @@ class UpstreamGroup:
 
     async def _attempt(self, call: _Call, member: GroupMember) -> _Answer:
         """Ask one upstream, and tell its circuit what came of it."""
+        reply = await self._exchange(call, member)
+        if reply is None:
+            reply = await self._exchange(call, member)
+        if reply is None:
+            raise UpstreamFailed("The upstream refused the request in every form.")
+        if reply.status in DOWN:
+            member.breaker.failed()
+        else:
+            member.breaker.succeeded()
+        return _Answer(reply, member)
+
+    async def _exchange(self, call: _Call, member: GroupMember) -> UpstreamReply | None:
+        """The reply, its head read; None where it is to be asked once more."""
         reply: UpstreamReply | None = None
         try:
             reply = await call.to(member)
             if call.silence is not None:
                 reply.call_on_close(SilenceWatch(reply, call.silence, self._pulse).close)
             await reply.head()
+            if call.look is None:
+                return reply
+            seen = await call.look(member, reply)
+            if seen is None:
+                reply.close()
+            return seen
         except BaseException as error:
             if reply is not None:
                 reply.close()
@@ -250,11 +275,6 @@ class UpstreamGroup:
                 said = "The upstream model server was silent for too long."
                 raise UpstreamSilent(said) from None
             raise
-        if reply.status in DOWN:
-            member.breaker.failed()
-        else:
-            member.breaker.succeeded()
-        return _Answer(reply, member)
 
     def _refusal(self) -> UpstreamUnavailable:
         """What is told where every circuit is open."""

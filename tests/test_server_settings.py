@@ -42,6 +42,7 @@ def test_flags_win_over_the_environment_and_names_have_an_order() -> None:
         ("UPSTREAM_OPENAI_BASE", "http://h:99999/v1"),
         ("UNKNOWN_MODEL", "maybe"),
         ("NOTHINK_SCRUB", "all"),
+        ("UPSTREAM_RESPONSES", "maybe"),
         ("THINK_TAGS", "a b"),
         ("THINK_STARTS_OPEN", "2"),
         ("REASONING_FORMAT", "x"),
