@@ -3,19 +3,20 @@
 In: the upstream's port. Out: `Server`s with their pid, port, CPU and memory; each ends with its `with`.
 """
 
+import json
 import os
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.debian_packages import Unavailable, nginx_path
 from bench.processes import process_saying
-from bench.relay_work import MODEL
+from bench.relay_work import KEY, MODEL
 
 START_SECONDS = 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -110,26 +111,53 @@ def await_port(port: int) -> None:
 
 @contextmanager
 def gateway_server(
-    upstream_port: int, name: str = "gateway", log_level: str = "WARNING", module: str = "server"
+    upstream_port: int,
+    name: str = "gateway",
+    module: str = "server",
+    *,
+    bare: bool = False,
+    **more: str,
 ) -> Iterator[Server]:
-    """The gateway, as `python -m MODULE`."""
+    """The gateway, as `python -m MODULE`: keys with limits, metrics, and its access log into a pipe, as
+    under systemd. `bare`: without keys, and silent. `more` are settings of its environment.
+    """
     port = free_port()
     environment = {
         "UPSTREAM_OPENAI_BASE": f"http://127.0.0.1:{upstream_port}/v1",
         "AGENT_MODEL": MODEL,
         "JAIL": "off",
-        "LOG_LEVEL": log_level,
+        "LOG_LEVEL": "WARNING" if bare else "INFO",
         "HF_TOKEN": "",
         "HUGGINGFACEHUB_API_TOKEN": "",
         "API_TOKEN": "",
         "API_KEYS": "",
-    }
+    } | more
     # At level WARNING its first words are that there is no token.
     command = (module, "--port", str(port))
-    with process_saying(r"(HF_TOKEN is not set)", *command, **environment) as (pid, _):
+    with ExitStack() as stack:
+        if not bare:
+            environment["API_KEYS_FILE"] = stack.enter_context(keys_file())
+        pid, _ = stack.enter_context(
+            process_saying(r"(HF_TOKEN is not set)", *command, **environment)
+        )
         await_port(port)
         pin(pid, (os.cpu_count() or 1) - 1)
         yield Server(name, pid, port)
+
+
+@contextmanager
+def keys_file() -> Iterator[str]:
+    """A hundred keys, every one with limits; yields the path."""
+    limits = {
+        "requests_per_minute": 1_000_000_000,
+        "concurrent_runs": 8,
+        "models": [MODEL, f"{MODEL}-nothink", "code-*"],
+    }
+    keys = [*(f"sg-somebody-elses-{number}" for number in range(99)), KEY]
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump([{"key": key, "name": key[-6:]} | limits for key in keys], file)
+        file.flush()
+        yield file.name
 
 
 @contextmanager

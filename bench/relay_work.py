@@ -17,6 +17,8 @@ from sanitize.think import Mode, scrub
 
 MODEL = "up/model"
 CHAT_PATH = "/v1/chat/completions"
+# Every client sends it; a gateway with keys knows it among a hundred.
+KEY = "sg-benchmark-benchmark-benchmark-benchmark"
 # One role chunk, 200 deltas, the finish, the usage and `[DONE]`: 204 events.
 DELTAS = 200
 PLAIN_BYTES = 2048
@@ -187,7 +189,7 @@ class Work:
         head = (
             f"POST {CHAT_PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: OpenAI/Python 2.9.0\r\n"
             "Accept: application/json\r\nContent-Type: application/json\r\n"
-            f"Authorization: Bearer none\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Authorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
 
