@@ -17,6 +17,7 @@ from server.bare_response import BareResponse
 from server.sse_writer import PING, SSE_HEADERS, ClientStalled
 from streaming.chunk_framing import LAST_FRAME, frame_of
 from streaming.event_stages import DirectEvents
+from streaming.failures import UpstreamFailed
 from streaming.pulse import Pulse
 from streaming.upstream_reply import Taken
 
@@ -47,7 +48,7 @@ class DirectStream(BareResponse):
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
         self._writes = self._seen_writes = 0
-        self._silent_since = asyncio.get_running_loop().time()
+        self._silent_since = pulse.loop.time()
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._ended = False
@@ -68,14 +69,17 @@ class DirectStream(BareResponse):
         Raises UpstreamFailed where it breaks off or is not complete, ClientStalled, ConnectionError.
         """
         self._taken, self._stage = taken, stage
-        self._on_data(taken.start(self._on_data, self._fail), self._unsent_head())
+        data = taken.start(self._on_data, self._fail)
+        begin = self._unsent_head() + (self._frames_of(data) if data else b"")
+        if begin:
+            self._write(begin)
         while self._error is None:
             if self._protocol.writing_paused:
                 await self._drain()
             if self._ended:
                 return
             taken.resume()
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._pulse.loop.create_future()
             await self._waiter
         raise self._error
 
@@ -117,27 +121,36 @@ class DirectStream(BareResponse):
                 self._transport.abort()
             raise ClientStalled("the client reads nothing") from None
 
-    def _on_data(self, data: bytes, head: bytes = b"") -> None:
-        if self._error is not None or self._ended:
-            return
-        stage, taken = self._stage, self._taken
-        assert stage is not None
-        assert taken is not None
+    def _on_data(self, data: bytes) -> None:
+        if frames := self._frames_of(data):
+            self._write(frames)
+
+    def _frames_of(self, data: bytes) -> bytes:
+        """What goes on of it."""
+        stage = self._stage
+        if stage is None or self._ended:
+            return b""
         frames = b""
         try:
-            if data:
-                frames = stage.feed(data)
+            frames = stage.feed(data)
             if stage.ended:
-                taken.finish()
-                frames += stage.flush() + LAST_FRAME
                 self._ended = True
-                self._wake()
+                frames = self._finished(stage, frames)
         except Exception as error:  # noqa: BLE001 - raised in carry()
             self._fail(error)
-        if head:
-            frames = head + frames
-        if frames:
-            self._write(frames)
+        return frames
+
+    def _finished(self, stage: DirectEvents, frames: bytes) -> bytes:
+        """With what is left at the end."""
+        assert self._taken is not None
+        self._taken.finish()
+        try:
+            frames += stage.flush() + LAST_FRAME
+        except UpstreamFailed as error:
+            self._ended = False
+            self._fail(error)
+        self._wake()
+        return frames
 
     def _write(self, data: bytes) -> None:
         transport = self._transport
@@ -162,6 +175,7 @@ class DirectStream(BareResponse):
     def _fail(self, error: Exception) -> None:
         if self._error is None and not self._ended:
             self._error = error
+            self._stage = None
             self._wake()
 
     def _wake(self) -> None:

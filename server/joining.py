@@ -98,8 +98,10 @@ async def find_caller_elsewhere(
 
 def is_of_worker(request: web.Request) -> bool:
     """Another worker passes it on."""
+    if JOIN_HEADER not in request.headers:
+        return False
     link = request.app.get(WORKER_LINK)
-    if link is None or JOIN_HEADER not in request.headers or request.transport is None:
+    if link is None or request.transport is None:
         return False
     return bool(request.transport.get_extra_info("sockname") == link.welcome.join_path)
 

@@ -26,6 +26,7 @@ from server.keys import (
 )
 from server.metered_reply import metered
 from streaming.failures import Draining, SmolgateError
+from streaming.pulse import Pulse
 from streaming.relay import Relayed, ScrubOptions, relay
 from streaming.upstream_group import Data, UpstreamGroup
 
@@ -47,7 +48,8 @@ async def send_relayed(
     refuse_when_draining(request.app)
     if request.rel_url.raw_query_string:
         path = f"{path}?{request.rel_url.raw_query_string}"
-    task, relays = asyncio.current_task(), request.app[RELAYS]
+    pulse, relays = request.app[UPSTREAMS].pulse, request.app[RELAYS]
+    task = asyncio.current_task(pulse.loop)
     assert task is not None
     relays.add(task)
     events: DirectStream | None = None
@@ -55,7 +57,7 @@ async def send_relayed(
     began = time.monotonic()
     try:
         if stream:
-            events = await _open_stream(request)
+            events = await _open_stream(request, pulse)
         relayed = await relay(
             upstream,
             request.method,
@@ -69,7 +71,9 @@ async def send_relayed(
         request.app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
         metered(request, relayed)
         if relayed.events is not None:
-            return await _send_events(request, relayed, events)
+            return await _send_events(
+                request, relayed, events or await _open_stream(request, pulse)
+            )
         if events is not None and events.prepared:
             raise relayed.no_stream()
         if relayed.whole is not None:
@@ -88,12 +92,12 @@ async def send_relayed(
             relayed.reply.close()
 
 
-async def _open_stream(request: web.Request) -> DirectStream:
+async def _open_stream(request: web.Request, pulse: Pulse) -> DirectStream:
     settings = request.app[SETTINGS]
     stream = DirectStream(
         request,
         (("x-request-id", request[REQUEST_ID]),),
-        pulse=request.app[UPSTREAMS].pulse,
+        pulse=pulse,
         heartbeat_seconds=settings.heartbeat_seconds,
         stall_seconds=settings.stall_seconds,
     )
@@ -102,12 +106,10 @@ async def _open_stream(request: web.Request) -> DirectStream:
 
 
 async def _send_events(
-    request: web.Request, relayed: Relayed, stream: DirectStream | None
+    request: web.Request, relayed: Relayed, stream: DirectStream
 ) -> web.StreamResponse:
     """The stream on the short way where it goes that, else by pieces."""
     assert relayed.events is not None
-    if stream is None:
-        stream = await _open_stream(request)
     try:
         if not stream.prepared:
             stream.set_head(relayed.status, relayed.headers)
