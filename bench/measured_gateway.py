@@ -1,4 +1,6 @@
-"""The gateway as it is, with one route more: `/measure` tells what only its own process knows.
+"""The gateway as it is, with two routes more: what only its own process knows, and bare agents in it.
+
+`GET /measure` tells numbers; `POST /bare?rows=20&runs=10` carries out runs of smolagents' own agent.
 
 `python -m bench.measured_gateway [flags of the server]` logs where it listens, as the server does.
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from bench.bare_agent import bare_run
 from server.keys import JAIL_POOL, SUPERVISOR
 from server.listen import serve
 from server.registry import load_agents
@@ -91,7 +94,13 @@ def add_measure(app: web.Application) -> None:
         )
 
     app.cleanup_ctx.append(sampling)
+    async def bare(request: web.Request) -> web.Response:
+        rows, runs = int(request.query["rows"]), int(request.query["runs"])
+        found = await asyncio.to_thread(lambda: [bare_run(rows) for _ in range(runs)])
+        return web.json_response(found)
+
     app.router.add_get("/measure", measure)
+    app.router.add_post("/bare", bare)
 
 
 if __name__ == "__main__":
