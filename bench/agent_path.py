@@ -66,7 +66,9 @@ async def client(session: Session, base: str, body: dict[str, Any]) -> Client:
     return Client(first, time.perf_counter() - began, size, events)
 
 
-async def at_once(session: Session, base: str, body: dict[str, Any], count: int, rounds: int) -> Found:
+async def at_once(
+    session: Session, base: str, body: dict[str, Any], count: int, rounds: int
+) -> Found:
     """So many runs at once, several times; the least CPU of a round counts, for others use the machine."""
     seen: list[Client] = []
     costs: list[tuple[float, float]] = []
@@ -207,7 +209,11 @@ async def waiting_table(session: Session, base: str) -> Table:
         ("", "found", "goal"),
         (
             ("64 at once, of one run's time", f"{many.seconds / one:.2f}", ""),
-            ("64 at once, of one run's time and all CPU", f"{ratio:.2f}", goal(ratio, WAITING_RATIO)),
+            (
+                "64 at once, of one run's time and all CPU",
+                f"{ratio:.2f}",
+                goal(ratio, WAITING_RATIO),
+            ),
             (f"{during['running']:,} waiting, KB each", f"{each:.0f}", goal(each, WAITING_KB)),
         ),
         (

@@ -44,14 +44,10 @@ def bare_run(rows: int) -> BareRun:
     first = 0.0
     for _ in agent.run("go", stream=True):
         first = first or time.perf_counter() - built
-    return BareRun(
-        built - began, first, time.perf_counter() - built, time.thread_time() - cpu
-    )
+    return BareRun(built - began, first, time.perf_counter() - built, time.thread_time() - cpu)
 
 
 def create_agent(context: AgentContext) -> CodeAgent:
     """The default agent on a model that costs nothing; the run's metadata may say how many rows."""
     rows = int(context.metadata.get("rows", ROWS))
-    return code_writing_agent.create_agent(
-        replace(context, make_model=lambda **_: Scripted(rows))
-    )
+    return code_writing_agent.create_agent(replace(context, make_model=lambda **_: Scripted(rows)))

@@ -94,6 +94,7 @@ def add_measure(app: web.Application) -> None:
         )
 
     app.cleanup_ctx.append(sampling)
+
     async def bare(request: web.Request) -> web.Response:
         rows, runs = int(request.query["rows"]), int(request.query["runs"])
         found = await asyncio.to_thread(lambda: [bare_run(rows) for _ in range(runs)])

@@ -62,7 +62,9 @@ def kept(path: Path) -> list[Table]:
     return [_table(**found) for found in json.loads(path.read_text())]
 
 
-def _table(rows: list[list[str]], heads: list[str], bars: list[dict[str, Any]], **text: str) -> Table:
+def _table(
+    rows: list[list[str]], heads: list[str], bars: list[dict[str, Any]], **text: str
+) -> Table:
     return Table(
         heads=tuple(heads),
         rows=tuple(map(tuple, rows)),
