@@ -1,17 +1,18 @@
 """What a relayed event, an agent's run and a start may cost, in numbers that a busy machine hardly moves.
 
-Calls of functions are counted exactly, by cProfile in the server's process. CPU time stands in units of a
-reference loop that is timed in between, the least of several rounds each, and so moves by a quarter at most;
-the limits leave two thirds above what was measured, so that twice the work fails. `make bench` has the figures.
+Calls of functions are counted, by cProfile in the server's process, and system calls, by the kernel; twice as
+many fail. CPU time stands in turns of a reference loop, the least of several rounds, with a wide margin.
+`make bench` has the figures themselves.
 """
 
 import asyncio
 import cProfile
 import http.client
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from streaming.events import Print
 from streaming.transcript import Transcript
 
 CLIENTS = 8
-ROUNDS = 3
+ROUNDS = 2
 EVENTS = 1000
 MANY_ROWS = 3000
 WAITING = 50
@@ -51,20 +52,23 @@ def reference_micros() -> float:
 
 
 class Counted(NamedTuple):
-    """Of one unit of work, an event or a request: function calls, and CPU in turns of the reference loop."""
+    """Of one unit of work, an event or a request: function calls, reads and writes of the kernel's, and CPU in
+    turns of the reference loop.
+    """
 
     calls: float
+    system_calls: float
     turns: float
 
 
-# Measured with CPython 3.11: calls, turns. A limit is LIMIT times that.
-LIMIT = 5 / 3
+# As measured, and what more may be. A neighbour on the same core doubles CPU time, which counts never do.
+MORE = Counted(1.5, 1.3, 3)
 RELAY: dict[str, Counted] = {
-    "alone": Counted(1, 1),
-    "burst": Counted(1, 1),
-    "alone-scrubbed": Counted(1, 1),
-    "burst-scrubbed": Counted(1, 1),
-    "plain": Counted(1, 1),
+    "alone": Counted(14.5, 2, 7),
+    "burst": Counted(1100, 4, 120),
+    "alone-scrubbed": Counted(84, 2, 9),
+    "burst-scrubbed": Counted(4900, 4, 270),
+    "plain": Counted(1800, 4, 75),
 }
 
 
@@ -75,7 +79,7 @@ def relayed() -> dict[str, Counted]:
 
 
 async def _relayed() -> dict[str, Counted]:
-    bench = Bench(Effort(slice_cpu_seconds=0.12))
+    bench = Bench(Effort(slice_cpu_seconds=0.08))
     listening = await bench.listen()
     with gateway_server(bench.port, module="bench.relay_profiled") as server:
 
@@ -83,21 +87,30 @@ async def _relayed() -> dict[str, Counted]:
             load = await bench.connected(server.port, work, CLIENTS)
             cost, profiled, turns = Cost(), Cost(), []
             await bench.slice(load, server, work, None)
+            before = system_calls_of(server.pid)
             for _ in range(ROUNDS):
                 turns.append(reference_micros())
                 await bench.slice(load, server, work, cost)
+            system_calls = system_calls_of(server.pid) - before
             await asyncio.to_thread(_post, server.port, "/profile/start")
             await bench.slice(load, server, work, profiled)
             rows = json.loads(await asyncio.to_thread(_post, server.port, "/profile/stop"))
             load.close()
-            calls = sum(calls for _, calls, _, _ in rows)
             return Counted(
-                calls / (profiled.requests * work.units), min(cost.micros) / min(turns)
+                sum(calls for _, calls, _, _ in rows) / (profiled.requests * work.units),
+                system_calls / (cost.requests * work.units),
+                min(cost.micros) / min(turns),
             )
 
         found = {name: await count(ROWS[name].work) for name in RELAY}
     listening.close()
     return found
+
+
+def system_calls_of(pid: int) -> int:
+    """How often a process has read and written."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("syscr", "syscw")))
 
 
 def _post(port: int, path: str) -> bytes:
@@ -109,14 +122,11 @@ def _post(port: int, path: str) -> bytes:
         connection.close()
 
 
+@pytest.mark.parametrize("what", Counted._fields)
 @pytest.mark.parametrize("name", RELAY)
-def test_relaying_calls_no_more_functions(name: str, relayed: dict[str, Counted]) -> None:
-    assert 0 < relayed[name].calls < LIMIT * RELAY[name].calls
-
-
-@pytest.mark.parametrize("name", RELAY)
-def test_relaying_takes_no_more_cpu(name: str, relayed: dict[str, Counted]) -> None:
-    assert 0 < relayed[name].turns < LIMIT * RELAY[name].turns
+def test_relaying_costs_no_more(name: str, what: str, relayed: dict[str, Counted]) -> None:
+    most = getattr(RELAY[name], what) * getattr(MORE, what)
+    assert 0 < getattr(relayed[name], what) <= most
 
 
 async def test_an_agents_event_calls_no_more_functions() -> None:
@@ -137,12 +147,14 @@ async def test_an_agents_event_calls_no_more_functions() -> None:
     profile.disable()
     assert b"row 999" in data
     profile.create_stats()
-    calls = sum(row[1] for row in profile.stats.values()) / EVENTS  # type: ignore[attr-defined]
-    assert 0 < calls < LIMIT * 1
+    calls = sum(row[1] for row in profile.stats.values()) / EVENTS
+    assert 0 < calls < 130  # 86 as measured
 
 
 class Agents(NamedTuple):
-    """CPU of a run, of the bare agent's; of a printed row, in turns; memory of a run that waits, in KB."""
+    """CPU of a run, as part of the bare agent's that is built anew; of a printed row, in turns; memory of a run
+    that waits, in KB. As measured: 0.2, 8, 92.
+    """
 
     run: float
     row_turns: float
@@ -193,35 +205,39 @@ async def _waiting_kb(session: aiohttp.ClientSession, base: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("run", 1.0), ("row_turns", 1.0), ("waiting_kb", 1.0)]
+    ("name", "most"), [("run", 0.36), ("row_turns", 20.0), ("waiting_kb", 180.0)]
 )
 def test_an_agent_costs_no_more(name: str, most: float, agents: Agents) -> None:
     assert 0 < getattr(agents, name) < most
 
 
-# Of these a request may need one some day, but the first one needs none.
+# What the first request needs of others, with all that these import. smolagents takes most of a start.
+NEEDED = "aiohttp.web, aiohttp_sse, anyio, msgspec, multidict, smolagents, uvloop, yaml"
+# Of ours, what a deployment may never need.
 LATER = {
-    *("prometheus_client", "jsonschema", "mcp", "opentelemetry", "openinference", "ray", "msgpack"),
-    *("xllamacpp", "numpy", "pandas", "torch", "transformers", "openai", "grpc", "wsgiref"),
     *("server.embedded", "server.metrics", "server.worker_pool", "server.worker_post"),
     *("streaming.runners.process", "streaming.runners.ray", "streaming.mcp_tool"),
 }
 
 
-def imported(command: tuple[str, ...]) -> set[str]:
-    """The modules that a server has imported once it listens; Python itself tells."""
-    with server_process(command=command, PYTHONPATH=str(Path(__file__).parent.parent)) as server:
-        lines = [line for line in server.lines if line.startswith("import time:")]
-    return {line.rpartition("|")[2].strip() for line in lines}
+def imported(lines: Iterable[str]) -> set[str]:
+    """The modules that `python -X importtime` tells of."""
+    told = (line for line in lines if line.startswith("import time:"))
+    return {line.rpartition("|")[2].strip() for line in told}
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
 
 
 def test_a_start_imports_only_what_the_first_request_needs() -> None:
-    found = imported((sys.executable, "-X", "importtime", "-m", "server"))
+    telling = (sys.executable, "-X", "importtime")
+    command = (*telling, "-c", f"import {NEEDED}")
+    needed = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr
+    folder = str(Path(__file__).parent.parent)
+    with server_process(command=(*telling, "-m", "server"), PYTHONPATH=folder) as server:
+        found = imported(server.lines)
     assert {"server.chat", "smolagents", "aiohttp.web"} <= found
     assert found & LATER == set()
-    own = {name for name in found if name.split(".")[0] in {"sanitize", "streaming", "server"}}
-    third = {name.split(".")[0] for name in found - own} - sys.stdlib_module_names
-    assert {name for name in third if not name.startswith("_")} <= NEEDED
-
-
-NEEDED: set[str] = set()
+    own = {"sanitize", "streaming", "server"}
+    assert packages(found) - own - packages(imported(needed.splitlines())) == set()
