@@ -38,6 +38,7 @@ def add_profile(app: web.Application) -> None:
     profile = cProfile.Profile()
 
     async def start(_request: web.Request) -> web.Response:
+        profile.clear()
         profile.enable()
         return web.Response()
 
