@@ -95,9 +95,7 @@ async def at_once(
     )
 
 
-async def bare_runs(
-    session: Session, base: str, rows: int, runs: int, at_once: int = 1
-) -> BareRun:
+async def bare_runs(session: Session, base: str, rows: int, runs: int, at_once: int = 1) -> BareRun:
     """Medians of bare runs in the gateway's own process, so many threads at once."""
     query = {"rows": str(rows), "runs": str(runs), "at_once": str(at_once)}
     async with session.post(base.removesuffix("/v1") + "/bare", params=query) as reply:

@@ -1,6 +1,6 @@
 """The relay's rows as tables, for `make bench`.
 
-    python -m bench.relay_tables
+python -m bench.relay_tables
 """
 
 import asyncio

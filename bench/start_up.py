@@ -1,6 +1,6 @@
 """How long `python -m server` takes until it answers `/healthz`, and what it has used by then.
 
-    python -m bench.start_up
+python -m bench.start_up
 """
 
 import os
@@ -57,7 +57,9 @@ def start() -> Start:
 def interpreter_cpu(statement: str) -> float:
     """CPU seconds of an interpreter that does this and ends."""
     code = f"import time\n{statement}\nprint(time.process_time())"
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    return float(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    )
 
 
 def table() -> Table:

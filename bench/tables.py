@@ -22,15 +22,19 @@ class Bar:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of ready cells under their heads; the first column is text, the others are numbers."""
+    """Rows of ready cells under their heads; the first column is text, the others are numbers. Without heads
+    it is the note alone, in Markdown.
+    """
 
     title: str
     note: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    heads: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
     bars: tuple[Bar, ...] = ()
 
     def text(self) -> str:
+        if not self.heads:
+            return f"\n{self.title}\n{self.note}"
         lines = (self.heads, *self.rows)
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.heads))]
         shown = [
@@ -43,6 +47,8 @@ class Table:
         return "\n".join((f"\n{self.title}", *shown))
 
     def markdown(self) -> str:
+        if not self.heads:
+            return f"## {self.title}\n\n{self.note}\n"
         lines = (self.heads, ("---", *["---:"] * (len(self.heads) - 1)), *self.rows)
         shown = ["| " + " | ".join(line) + " |" for line in lines]
         return "\n".join((f"## {self.title}", "", self.note, "", *shown, ""))
