@@ -19,13 +19,16 @@ _MOST_HOPS = 16
 
 def client_address(request: web.Request) -> str:
     """An IP address, or `unix` for the other end of a unix socket."""
-    # Without a transport the connection is gone already.
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    address = str(peer[0]) if isinstance(peer, tuple) else "unix"
+    address = _peer(request)
     trusted = request.app[SETTINGS].trusted_proxies
     if not trusted:
         return address
     return behind(address, request.headers.getall("X-Forwarded-For", ()), trusted)
+
+
+def is_from_proxy(request: web.Request) -> bool:
+    """Whether a trusted proxy sends it."""
+    return _is_trusted(_peer(request), request.app[SETTINGS].trusted_proxies)
 
 
 def behind(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
@@ -40,6 +43,12 @@ def behind(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> s
         except ValueError:
             break
     return address
+
+
+def _peer(request: web.Request) -> str:
+    # Without a transport the connection is gone already.
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return str(peer[0]) if isinstance(peer, tuple) else "unix"
 
 
 def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:

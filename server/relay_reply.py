@@ -10,6 +10,7 @@ import time
 
 from aiohttp import web
 
+from server.accel_redirect import redirect_of
 from server.bare_response import BareResponse, has_body
 from server.chat_wire import DONE, error_event
 from server.direct_stream import DirectStream
@@ -48,6 +49,8 @@ async def send_relayed(
     refuse_when_draining(request.app)
     if request.rel_url.raw_query_string:
         path = f"{path}?{request.rel_url.raw_query_string}"
+    if scrub is None and (redirect := redirect_of(request, path, body, upstream)) is not None:
+        return redirect
     pulse, relays = request.app[UPSTREAMS].pulse, request.app[RELAYS]
     task = asyncio.current_task(pulse.loop)
     assert task is not None

@@ -15,6 +15,7 @@ SECRET: dict[str, Callable[[str], bool]] = {
     "token": lambda text: True,
     "api_keys": lambda text: True,
     "ray_auth_token": lambda text: True,
+    "accel_key": lambda text: True,
     "upstreams": lambda text: "token" in text,
     "upstream_base": lambda text: "@" in text,
 }

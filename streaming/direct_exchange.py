@@ -429,7 +429,7 @@ class DirectConnections:
         does not know.
         """
         request, host = self._address_of(base_url)
-        line = f"POST {_target_of(base_url, path)} HTTP/1.1\r\nHost: {host}\r\n"
+        line = f"POST {target_of(base_url, path)} HTTP/1.1\r\nHost: {host}\r\n"
         head = head_of(line, headers, f"Content-Length: {len(body)}\r\n\r\n")
         connect = functools.partial(self._connector.connect, request, [], self._timeout)
         reply = DirectReply(connect, head + body, self._loop, raw=raw)
@@ -443,7 +443,8 @@ class DirectConnections:
 
 
 @lru_cache(256)
-def _target_of(base_url: str, path: str) -> str:
+def target_of(base_url: str, path: str) -> str:
+    """What stands in a request line for this path."""
     return URL(base_url + path).raw_path_qs
 
 
