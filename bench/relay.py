@@ -25,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 import uvloop
 
 from bench.debian_packages import Unavailable
+from bench.relay_accel import accel_server
 from bench.relay_paced import delay_row, idle_row
 from bench.relay_profiled import Row as ProfileRow
 from bench.relay_rows import ROWS, Figure, figures, line_of, title
@@ -66,14 +67,15 @@ async def measure(names: Sequence[str], effort: Effort) -> tuple[list[Figure], V
     with ExitStack() as stack:
         gateway = stack.enter_context(gateway_server(bench.port))
         bare = stack.enter_context(gateway_server(bench.port, "gateway, bare", bare=True))
-        nginx = None
+        nginx = accel = None
         try:
             nginx = stack.enter_context(nginx_server(bench.port))
+            accel = stack.enter_context(accel_server(bench.port))
         except Unavailable as error:
             print(f"no column of nginx: {error}")
         if cpu_names := [name for name in names if name in ROWS]:
             print(title())
-            async for figure in figures(bench, cpu_names, nginx, gateway, bare):
+            async for figure in figures(bench, cpu_names, nginx, gateway, bare, accel):
                 print(line_of(figure), flush=True)
                 found.append(figure)
         if "delay" in names:

@@ -21,6 +21,7 @@ class Row:
     goal: float | None = None
     base: Work | None = None  # None: nginx, verbatim
     clients: int = CLIENTS
+    accel: bool = False  # nginx carries it out; its CPU counts, too
 
     @property
     def unit(self) -> str:
@@ -59,6 +60,11 @@ _GOALS = {
         "events alone, scrubbed, no tag", Work("lockstep", scrubbed=True), 1.25, ALONE
     ),
 }
+_ACCEL = {
+    "alone-accel": Row("events alone, X-Accel-Redirect", ALONE, 1.3, accel=True),
+    "burst-accel": Row("burst, X-Accel-Redirect", BURST, 1.3, accel=True),
+    "plain-accel": Row("2 KB, X-Accel-Redirect", PLAIN, accel=True),
+}
 _CLIENTS = {
     f"{name}-{clients}": Row(
         f"{row.meaning}, {clients} client{'s' * (clients > 1)}", row.work, clients=clients
@@ -67,17 +73,25 @@ _CLIENTS = {
     for name, row in _GOALS.items()
     if row.base is None
 }
-ROWS = _GOALS | _CLIENTS
+ROWS = _GOALS | _ACCEL | _CLIENTS
 _TITLES = ("µs per", "base", "gateway", "ratio", "goal", "bare", "bytes", "requests/s")
 
 
 async def figures(
-    bench: Bench, names: Sequence[str], nginx: Server | None, gateway: Server, bare: Server
+    bench: Bench,
+    names: Sequence[str],
+    nginx: Server | None,
+    gateway: Server,
+    bare: Server,
+    accel: Server | None,
 ) -> AsyncIterator[Figure]:
     """Each row as it is measured; what misses its goal is noted with the bench's verdicts."""
     for name in names:
         row = ROWS[name]
-        contenders = [(gateway, row.work), (bare, row.work)]
+        measured = accel if row.accel else gateway
+        if measured is None:
+            continue
+        contenders = [(measured, row.work), (bare, row.work)]
         if row.base is not None:
             contenders.append((gateway, row.base))
         elif nginx is not None:

@@ -43,10 +43,13 @@ http {{
         keepalive 4096;
         keepalive_requests 1000000000;
     }}
+    {upstreams}
     server {{
         listen 127.0.0.1:{port} backlog=1024;
+        {locations}
         location / {{
-            proxy_pass http://up;
+            proxy_pass http://{first};
+            {headers}
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_buffering off;
@@ -63,16 +66,20 @@ http {{
 
 @dataclass(frozen=True)
 class Server:
-    """One server process."""
+    """One server, of one process or more: `also` are the others."""
 
     name: str
     pid: int
     port: int
+    also: tuple[int, ...] = ()
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process, all its threads, none of its children."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        """User and system time of the processes, all their threads, none of their children."""
+        ticks = 0
+        for pid in (self.pid, *self.also):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / _TICKS
 
     def resident_kib(self) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
@@ -168,14 +175,35 @@ def keys_file() -> Iterator[str]:
 
 
 @contextmanager
-def nginx_server(upstream_port: int) -> Iterator[Server]:
-    """nginx, one process, streaming through. Raises Unavailable."""
+def nginx_server(
+    upstream_port: int,
+    name: str = "nginx",
+    *,
+    first: str = "up",
+    upstreams: str = "",
+    locations: str = "",
+    headers: str = "",
+    also: tuple[int, ...] = (),
+) -> Iterator[Server]:
+    """nginx, one process, streaming through. Raises Unavailable.
+
+    Requests go to the upstream named `first`, with further `headers`; the rest goes into its configuration.
+    """
     binary = nginx_path()
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
         config = Path(folder, "nginx.conf")
         config.write_text(
-            _NGINX.format(folder=folder, upstream=upstream_port, port=port, files=8192)
+            _NGINX.format(
+                folder=folder,
+                upstream=upstream_port,
+                port=port,
+                files=8192,
+                first=first,
+                upstreams=upstreams,
+                locations=locations,
+                headers=headers,
+            )
         )
         command = [binary, "-p", folder, "-c", str(config), "-e", f"{folder}/error.log"]
         with subprocess.Popen(
@@ -190,6 +218,6 @@ def nginx_server(upstream_port: int) -> Iterator[Server]:
                     said = process.stderr.read().decode()[-300:]
                     raise Unavailable(f"nginx does not start: {said}") from None
                 pin(process.pid, (os.cpu_count() or 1) - 1)
-                yield Server("nginx", process.pid, port)
+                yield Server(name, process.pid, port, also)
             finally:
                 process.kill()

@@ -241,7 +241,7 @@ async def test_whoever_is_no_trusted_proxy_is_not_handed_a_token(
     upstream: FakeUpstream, keys: str
 ) -> None:
     upstream.handler = echo
-    values = {"ACCEL_REDIRECT": "default", "ACCEL_KEY": PROOF, "HF_TOKEN": TOKEN}
+    values: dict[str, Any] = {"ACCEL_REDIRECT": "default", "ACCEL_KEY": PROOF, "HF_TOKEN": TOKEN}
     flags = ("--trusted-proxies", "10.0.0.0/8")
     with deployed(upstream.base, *flags, API_KEYS_FILE=keys, **values) as (server, _):
         path = server.base.removeprefix("unix:")
