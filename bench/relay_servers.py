@@ -110,8 +110,8 @@ def pin(pid: int, core: int) -> None:
             os.sched_setaffinity(int(task.name), {core})
 
 
-def await_port(port: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def await_port(port: int, seconds: float = START_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -78,8 +78,10 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._received = b""
         asked = _ASKED.search(data, head_end)
-        assert asked is not None
         assert self._transport is not None
+        if asked is None:  # some proxies try what an upstream can do
+            self._transport.write(ALIVE_REPLY)
+            return
         pace, name, client = asked[1].decode(), asked[2].decode(), int(asked[3])
         if pace == "plain":
             self._transport.write(PLAIN_REPLY)
