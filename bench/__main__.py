@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.bars import picture
 from bench.tables import Table, kept
 
-SECTIONS = ("start_up", "agent_path", "relay_tables")
+SECTIONS = ("start_up", "agent_path", "relay_tables", "rival_tables")
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURE = "performance.svg"
 _PAGE = """\
