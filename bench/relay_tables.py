@@ -16,7 +16,7 @@ from bench.relay_run import CLIENTS, Effort
 from bench.relay_work import STREAMS
 from bench.tables import Bar, Table, goal, show
 
-EFFORT = Effort(slice_cpu_seconds=0.3, delay_seconds=4.0, idle_seconds=8.0)
+EFFORT = Effort(0.3, 3, delay_seconds=3.0, idle_seconds=6.0, idle_streams=1000)
 
 
 def cells(figure: Figure) -> tuple[str, ...]:
