@@ -6,6 +6,7 @@ Each section is a process of its own, so that none measures what another left. N
 writes nothing.
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -29,7 +30,8 @@ process that is measured: other work on the machine hardly moves it. Where anoth
 and the ratio is the median of the turns' ratios. Differences under 15 % mean nothing. `tests/test_performance.py`
 guards what does not drift at all: function calls, system calls and imports.
 
-Measured on {machine}, {date}.
+Measured on {machine}, {date}, at a load average of {load:.1f}: what is told of time, and not of CPU, holds for
+an idle machine only.
 
 ![Ratios, and their goals]({picture})
 
@@ -55,11 +57,26 @@ def measured(section: str, folder: Path) -> list[Table]:
     return kept(path)
 
 
+def write_page(tables: Sequence[Table], load: float) -> None:
+    """docs/performance.md and its picture."""
+    bars = [bar for table in tables for bar in table.bars]
+    (DOCS / PICTURE).write_text(picture(bars))
+    page = _PAGE.format(
+        machine=machine(),
+        date=datetime.now(UTC).date().isoformat(),
+        load=load,
+        picture=PICTURE,
+        tables="\n".join(table.markdown() for table in tables),
+    )
+    (DOCS / "performance.md").write_text(page)
+
+
 def main(names: Sequence[str]) -> int:
     """Returns the exit code: 1 where a section failed."""
     found: list[Table] = []
     failed = []
     began = time.monotonic()
+    load = os.getloadavg()[1]
     with tempfile.TemporaryDirectory() as folder:
         for section in names or SECTIONS:
             try:
@@ -68,14 +85,7 @@ def main(names: Sequence[str]) -> int:
                 failed.append(f"{section} ended with {error.returncode}")
     print(f"\n{time.monotonic() - began:.0f} s", *failed, sep="; ")
     if not names and not failed:
-        (DOCS / PICTURE).write_text(picture([bar for table in found for bar in table.bars]))
-        page = _PAGE.format(
-            machine=machine(),
-            date=datetime.now(UTC).date().isoformat(),
-            picture=PICTURE,
-            tables="\n".join(table.markdown() for table in found),
-        )
-        (DOCS / "performance.md").write_text(page)
+        write_page(found, load)
     return 1 if failed else 0
 
 

@@ -5,7 +5,7 @@ In: tables. Out: text, Markdown or JSON. A section of `make bench` is a module t
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,14 @@ class Table:
         return "\n".join((f"## {self.title}", "", self.note, "", *shown, ""))
 
 
-def show(tables: Sequence[Table]) -> int:
-    """Print them; `--json PATH` on the command line keeps them, too. Returns the exit code."""
+def show(tables: Iterable[Table]) -> int:
+    """Print them as they come; `--json PATH` on the command line keeps them, too. Returns the exit code."""
+    shown = []
     for table in tables:
         print(table.text(), flush=True)
+        shown.append(asdict(table))
     if sys.argv[1:2] == ["--json"]:
-        Path(sys.argv[2]).write_text(json.dumps([asdict(table) for table in tables]))
+        Path(sys.argv[2]).write_text(json.dumps(shown))
     return 0
 
 
