@@ -49,6 +49,7 @@ bench-more: .venv/.tests ## measure the rest: runners, Ray, stopping, the embedd
 	$(BIN)/python -m bench.request_costs
 	$(BIN)/python -m bench.embedded_tasks
 	$(BIN)/python -m bench.conversations
+	$(BIN)/python -m bench.terminal_view
 
 .PHONY: torture
 torture: .venv/.tests ## run the worst code that a model can write, and print what became of it

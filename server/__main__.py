@@ -4,6 +4,7 @@ Exit codes: 0 after SIGTERM or SIGINT, 2 for a setting that cannot work, 1 where
 """
 
 import asyncio
+import importlib
 import logging
 import os
 import socket
@@ -21,9 +22,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("server")
 
+# The other commands: each a module with `main(arguments)`.
+COMMANDS = {
+    "chat": "server.terminal_chat",
+    "doctor": "server.doctor",
+    "new-key": "server.new_key",
+}
+
 
 def main() -> int:
     """The command: `smolgate`, or `python -m server`."""
+    os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")  # as below
+    if sys.argv[1:] and (module := COMMANDS.get(sys.argv[1])) is not None:
+        code: int = importlib.import_module(module).main(sys.argv[2:])
+        return code
     # Agents may lie where the server is started: `python -m` looks there, a command does not.
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())

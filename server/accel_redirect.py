@@ -12,7 +12,7 @@ import hmac
 from aiohttp import web
 
 from server.bare_response import BareResponse
-from server.client_address import is_from_proxy
+from server.client_address import is_trusted_peer
 from server.keys import KEY_HOLDER, OUTCOME, SETTINGS
 from server.outcomes import HANDED_ON
 from streaming.direct_exchange import target_of
@@ -54,4 +54,4 @@ def redirect_of(
 
 def _is_from_nginx(request: web.Request, key: str) -> bool:
     given = request.headers.get(KEY_HEADER, "").encode("utf-8", "surrogateescape")
-    return hmac.compare_digest(given, key.encode()) and is_from_proxy(request)
+    return hmac.compare_digest(given, key.encode()) and is_trusted_peer(request)

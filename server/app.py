@@ -8,7 +8,7 @@ from functools import partial
 
 from aiohttp import web
 
-from server import chat, health, models, openapi, parts, relay_routes, runs
+from server import chat, health, models, openapi, parts, relay_routes, runs, stream_check
 from server.api_keys import load_keys
 from server.auth import auth_middleware
 from server.cors import allow_origins
@@ -65,6 +65,7 @@ def create_app(
         app.router.add_get(f"{prefix}/readyz", health.readyz)
         app.router.add_get(f"{prefix}/metrics", _metrics)
         app.router.add_get(f"{prefix}/openapi.json", openapi.openapi)
+        app.router.add_get(f"{prefix}/stream-check", stream_check.stream_check)
         app.router.add_get(f"{prefix}/models", models.list_models)
         app.router.add_get(f"{prefix}/models/{{id:.+}}", models.get_model)
         app.router.add_post(f"{prefix}/chat/completions", chat.chat_completions)

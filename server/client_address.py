@@ -26,9 +26,15 @@ def client_address(request: web.Request) -> str:
     return behind(address, request.headers.getall("X-Forwarded-For", ()), trusted)
 
 
-def is_from_proxy(request: web.Request) -> bool:
-    """Whether a trusted proxy sends it."""
+def is_trusted_peer(request: web.Request) -> bool:
+    """What the connection's other end says of its own client is believed."""
     return _is_trusted(_peer(request), request.app[SETTINGS].trusted_proxies)
+
+
+def _peer(request: web.Request) -> str:
+    # Without a transport the connection is gone already.
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return str(peer[0]) if isinstance(peer, tuple) else "unix"
 
 
 def behind(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
@@ -43,12 +49,6 @@ def behind(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> s
         except ValueError:
             break
     return address
-
-
-def _peer(request: web.Request) -> str:
-    # Without a transport the connection is gone already.
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    return str(peer[0]) if isinstance(peer, tuple) else "unix"
 
 
 def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:

@@ -6,7 +6,6 @@ finish for `DRAIN_SECONDS`, ends them, and returns. A second signal ends the pro
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from server.app import create_app
 from server.drain import drain
 from server.http_runner import HttpRunner
 from server.keys import KEY_RING
-from server.listening_sockets import BACKLOG, UNIX_SOCKET_MODE
+from server.listening_sockets import BACKLOG, UNIX_SOCKET_MODE, is_loopback
 from server.settings import Settings
 from server.slow_clients import SlowClients
 from server.upstream_settings import BadEntry
@@ -165,7 +164,7 @@ def say_what_is_missing(settings: Settings) -> None:
         )
     elif settings.upstream_base is not None and settings.token is None:
         log.warning("HF_TOKEN is not set: the upstream is called without a token")
-    if settings.unix_socket is not None or _is_loopback(settings.host):
+    if settings.unix_socket is not None or is_loopback(settings.host):
         return
     if load_keys(settings.api_keys, settings.api_keys_file):
         return
@@ -175,10 +174,3 @@ def say_what_is_missing(settings: Settings) -> None:
         settings.host,
         settings.port,
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -7,6 +7,7 @@ neither refused nor lost.
 """
 
 import contextlib
+import ipaddress
 import os
 import socket
 import stat
@@ -74,3 +75,11 @@ def _unix_socket(path: str) -> socket.socket:
     os.chmod(path, UNIX_SOCKET_MODE)
     made.listen(BACKLOG)
     return made
+
+
+def is_loopback(host: str) -> bool:
+    """Only this machine reaches what listens there."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

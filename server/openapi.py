@@ -59,6 +59,11 @@ _EVENT = {
         },
     },
 }
+_PLAIN_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}},
+}
 _ASK = {"messages": [{"role": "user", "content": "What is 17 * 23?"}]}
 _EXAMPLES = {
     "agent": {"value": _ASK | {"model": "code-writing-agent"}},
@@ -104,6 +109,7 @@ def _paths() -> dict[str, Any]:
         },
         "/openapi.json": {"get": _own("This document", {200: None})},
         "/metrics": {"get": _metrics()},
+        "/stream-check": {"get": _stream_check()},
         "/models": {"get": _own("What can be asked for", {200: "ModelList"})},
         "/models/{id}": {
             "get": _own("One model; ids may hold slashes", {200: "ModelEntry"}, named=True)
@@ -159,6 +165,16 @@ def _metrics() -> dict[str, Any]:
         "description": "The metrics",
         "headers": _REQUEST_ID,
         "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+    return operation
+
+
+def _stream_check() -> dict[str, Any]:
+    operation = _own("A few events, by which a proxy shows whether it buffers", {})
+    operation["responses"]["200"] = {
+        "description": "The stream",
+        "headers": _REQUEST_ID,
+        "content": {"text/event-stream": {"schema": _PLAIN_EVENT}},
     }
     return operation
 

@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m server",
         description="Serves smolagents agents, and an upstream's models, as OpenAI models.",
-        epilog="Each setting is also read from the environment variable in brackets; flags win.",
+        epilog="Each setting is also read from the environment variable in brackets; flags win. Other commands, each with --help: smolgate chat, smolgate doctor, smolgate new-key.",
         allow_abbrev=False,
     )
     for setting in SETTINGS:

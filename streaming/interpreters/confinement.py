@@ -51,6 +51,11 @@ _NOBODY = 65_534
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+# Without a user or a namespace of its own a jail's threads are counted by the kernel together with all others of
+# the server's user, of its other jails and of what else that runs.
+THREADS_OF_A_USER = 8192
+
+
 @dataclass(frozen=True)
 class JailLimits:
     """What one jail may use. The `print_`, `value_` and `tool_` limits are for one step.
@@ -132,13 +137,15 @@ def confine(plan: ConfinementPlan, workspace: str, zygote_pid: int) -> None:
         _layer("seccomp", _filter_calls)
 
 
-def set_limits(limits: JailLimits) -> None:
-    """Lower this process's resource limits, soft and hard, to `limits`."""
+def set_limits(limits: JailLimits, layers: Iterable[str]) -> None:
+    """Lower this process's resource limits, soft and hard, to `limits`, for a jail of these layers."""
+    has_own_count = not {"namespaces", "user"}.isdisjoint(layers)
+    threads = limits.threads if has_own_count else limits.threads + THREADS_OF_A_USER
     for kind, value in (
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_NPROC, limits.threads),
+        (resource.RLIMIT_NPROC, threads),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),

@@ -200,12 +200,12 @@ def _forget_the_zygote(readable: Iterable[str], workspace: str) -> None:
         numpy_random.seed()
 
 
-def _serve(fd: int) -> None:
+def _serve(fd: int, layers: Iterable[str]) -> None:
     wire = _Wire(fd)
     wire.send(Ready())
     setup = wire.receive()
     assert isinstance(setup, Setup)
-    set_limits(setup.limits)
+    set_limits(setup.limits, layers)
     try:
         jailed = _Jailed(wire, setup)
     except Exception as error:  # noqa: BLE001  an import that is authorised but not installed
@@ -232,7 +232,7 @@ def run_jail(fd: int, plan: ConfinementPlan, workspace: str, zygote_pid: int) ->
     try:
         confine(plan, workspace, zygote_pid)
         _forget_the_zygote(plan.readable, workspace)
-        _serve(fd)
+        _serve(fd, plan.layers)
     except (_ServerGone, OSError):
         status = 0
     finally:

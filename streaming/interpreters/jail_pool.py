@@ -154,6 +154,11 @@ class JailPool:
         return f"jail: {active}, resource limits" + (f" ({missing})" if missing else "")
 
     @property
+    def report(self) -> ZygoteReady | None:
+        """Which layers there are and why others are not, once it is known."""
+        return self._report
+
+    @property
     def stats(self) -> JailPoolStats:
         return JailPoolStats(
             alive=len(self._alive),
