@@ -30,8 +30,9 @@ process that is measured: other work on the machine hardly moves it. Where anoth
 and the ratio is the median of the turns' ratios. Differences under 15 % mean nothing. `tests/test_performance.py`
 guards what does not drift at all: function calls, system calls and imports.
 
-Measured on {machine}, {date}, at a load average of {load:.1f}: what is told of time, and not of CPU, holds for
-an idle machine only.
+Measured on {machine},
+{date}, at a load average of {load:.1f}.
+What is told of time, and not of CPU, holds for an idle machine only.
 
 ![Ratios, and their goals]({picture})
 
