@@ -37,13 +37,16 @@ format: .venv/.tests ## format the code and mend what lint can
 	$(BIN)/ruff format --config .ci/ruff.toml --quiet $(CODE)
 
 .PHONY: bench
-bench: .venv/.tests ## measure; prints ratios
+bench: .venv/.tests ## measure in minutes; prints ratios, and writes docs/performance.md
+	$(BIN)/python -m bench
+
+.PHONY: bench-more
+bench-more: .venv/.tests ## measure the rest: runners, Ray, stopping, the embedded model's answers
 	$(BIN)/python -m bench.first_delta
 	$(BIN)/python -m bench.supervision
 	$(BIN)/python -m bench.runners
 	$(BIN)/python -m bench.scale_plan
 	$(BIN)/python -m bench.request_costs
-	$(BIN)/python -m bench.relay --no-goals
 	$(BIN)/python -m bench.embedded_tasks
 	$(BIN)/python -m bench.conversations
 	$(BIN)/python -m bench.store

@@ -1,4 +1,7 @@
-"""The gateway as it is, with one route more: `/measure` tells what only its own process knows.
+"""The gateway as it is, with two routes more: what only its own process knows, and bare agents in it.
+
+`GET /measure` tells numbers; `POST /bare?rows=20&runs=10&at_once=1` carries out
+runs of smolagents' own agent.
 
 `python -m bench.measured_gateway [flags of the server]` logs where it listens, as the server does.
 """
@@ -10,10 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aiohttp import web
 
+from bench.bare_agent import bare_run
 from server.keys import JAIL_POOL, SUPERVISOR
 from server.listen import serve
 from server.registry import load_agents
@@ -91,7 +96,16 @@ def add_measure(app: web.Application) -> None:
         )
 
     app.cleanup_ctx.append(sampling)
+
+    async def bare(request: web.Request) -> web.Response:
+        rows, runs, at_once = (int(request.query[name]) for name in ("rows", "runs", "at_once"))
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(at_once) as pool:
+            found = [loop.run_in_executor(pool, bare_run, rows) for _ in range(runs)]
+            return web.json_response(await asyncio.gather(*found))
+
     app.router.add_get("/measure", measure)
+    app.router.add_post("/bare", bare)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from pathlib import Path
 import trustme
 
 from bench.debian_packages import Unavailable, nginx_path
-from bench.relay_servers import await_port, free_port
+from bench.relay_servers import await_port, free_ports
 
-SITE = Path(__file__).parent.parent / "deploy" / "nginx" / "smolgate.conf"
+_FILES = Path(__file__).parent.parent / "deploy" / "nginx"
+SITE = _FILES / "smolgate.conf"
+ACCEL = _FILES / "smolgate-accel.conf"
 HOST = "smolgate.example"
 
 # All that is not the site's: what a distribution's nginx.conf says, without its paths.
@@ -67,6 +69,17 @@ def site_text(changes: Mapping[str, str]) -> str:
     return text
 
 
+def accel_changes(upstream: str, key: str) -> dict[str, str]:
+    """What a site changes that carries out verbatim requests itself."""
+    return {
+        "# upstream smolgate_default {": "upstream smolgate_default {",
+        "#     server 10.0.0.5:8000;": f"    server {upstream};",
+        "#     keepalive 64;\n# }": "    keepalive 64;\n}",
+        "# include /etc/nginx/": "include /etc/nginx/",
+        'X-Smolgate-Accel "";': f"X-Smolgate-Accel {key};",
+    }
+
+
 @contextmanager
 def nginx_site(
     server: str, changes: Mapping[str, str] | None = None, workers: int = 1
@@ -75,19 +88,21 @@ def nginx_site(
     binary = nginx_path()
     with tempfile.TemporaryDirectory(prefix="smolgate-nginx-") as name:
         folder = Path(name)
-        http_port, https_port = free_port(), free_port()
+        http_port, https_port = free_ports(2)
         authority = _make_certificate(folder)
         text = site_text(
-            {
+            dict(changes or {})
+            | {
                 "server unix:/run/smolgate/smolgate.sock;": f"server {server};",
                 "listen 80;": f"listen 127.0.0.1:{http_port};",
                 "    listen [::]:80;\n": "",
                 "listen 443 ssl http2;\n    listen [::]": f"listen 127.0.0.1:{https_port} ssl http2;\n    # [::]",
                 "/etc/ssl/smolgate/": f"{folder}/",
+                "/etc/nginx/": f"{folder}/",
             }
-            | dict(changes or {})
         )
         (folder / "smolgate.conf").write_text(text)
+        (folder / ACCEL.name).write_text(ACCEL.read_text())
         user = "user root;" if os.geteuid() == 0 else ""
         main = folder / "nginx.conf"
         main.write_text(_MAIN.format(folder=folder, user=user, workers=workers))

@@ -6,6 +6,7 @@
 One process is the upstream and all clients, so that "the next event is sent when the client has the
 last" is exact; each server is one process on a core of its own. What counts is that process's user and
 system time, in slices by turns: the median of these, and of the turns' ratios. Every answer is checked.
+The gateway has keys, limits, metrics and its access log on; `bare` is one without keys and log lines.
 Exits 1 where a goal of the project is missed or an answer is wrong.
 """
 
@@ -20,88 +21,26 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import uvloop
 
 from bench.debian_packages import Unavailable
+from bench.relay_accel import accel_server
 from bench.relay_paced import delay_row, idle_row
 from bench.relay_profiled import Row as ProfileRow
+from bench.relay_rows import ROWS, Figure, figures, line_of, title
 from bench.relay_run import CLIENTS, QUICK, STUCK_SECONDS, Bench, Cost, Effort, Verdicts
 from bench.relay_servers import Server, gateway_server, nginx_server, pin
-from bench.relay_work import SCRUB_MODE, STREAMS, Work
+from bench.relay_work import KEY, SCRUB_MODE, STREAMS
 
 # Nothing lasts longer than this, whatever happens.
 WHOLE_SECONDS = 1800
 PROFILED_ROWS = 40
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: the gateway's CPU for `work`, against nginx's or its own for `base`."""
-
-    meaning: str
-    work: Work
-    goal: float | None
-    base: Work | None = None  # None: nginx, verbatim
-
-    @property
-    def unit(self) -> str:
-        return "event" if self.work.pace == "lockstep" else "request"
-
-
-VERBATIM_ALONE, VERBATIM_BURST = Work("lockstep"), Work("burst")
-ROWS = {
-    "alone": Row("events alone, verbatim", VERBATIM_ALONE, 1.25),
-    "burst": Row("burst, verbatim", VERBATIM_BURST, 3),
-    "burst-scrubbed": Row("burst, scrubbed, thoughts", Work("burst", "thoughts", scrubbed=True), 6),
-    "alone-scrubbed": Row(
-        "events alone, scrubbed, thoughts", Work("lockstep", "thoughts", scrubbed=True), 1.6
-    ),
-    "plain": Row("2 KB, not streamed", Work("plain"), 9),
-    "burst-tagless": Row(
-        "burst, scrubbed, no tag", Work("burst", scrubbed=True), 1.25, VERBATIM_BURST
-    ),
-    "alone-tagless": Row(
-        "events alone, scrubbed, no tag", Work("lockstep", scrubbed=True), 1.25, VERBATIM_ALONE
-    ),
-}
 PACED_ROWS = ("delay", "idle")
 UVLOOP = "uvloop"
 UVLOOP_ROWS = ("alone", "burst", "plain")
-
-
-async def cpu_rows(
-    bench: Bench, names: Sequence[str], nginx: Server | None, gateway: Server, logging: Server
-) -> None:
-    print(f"{'CPU':33}{'µs per':9}{'base':>15}{'gateway':>9}{'ratio':>7}  {'goal':14}", end="")
-    print(f"{'LOG_LEVEL=INFO':>16}   requests/s base, gateway")
-    for name in names:
-        row = ROWS[name]
-        contenders = [(gateway, row.work), (logging, row.work)]
-        if row.base is not None:
-            contenders.append((gateway, row.base))
-        elif nginx is not None:
-            contenders.append((nginx, Work(row.work.pace, row.work.stream)))
-        found = await bench.costs(contenders)
-        mine, logged = found[0], found[1]
-        base = found[2] if len(found) > 2 else None
-        if base is None:
-            print(
-                f"{row.meaning:33}{row.unit:9}{'no nginx':>15}{mine.median:9.2f}{'':23}"
-                f"{logged.median:16.2f}   {mine.requests_per_second:,.0f}"
-            )
-            continue
-        ratio = mine.ratio(base)
-        verdict = bench.verdicts.judge(row.meaning, ratio, row.goal) if row.goal else ""
-        base_name = "verbatim" if row.base is not None else "nginx"
-        print(
-            f"{row.meaning:33}{row.unit:9}{base_name:>9}{base.median:6.1f}"
-            f"{mine.median:9.2f}{ratio:7.2f}  {verdict:14}"
-            f"{logged.median:9.2f}{logged.ratio(base):7.2f}   "
-            f"{base.requests_per_second:,.0f}, {mine.requests_per_second:,.0f}",
-            flush=True,
-        )
 
 
 async def uvloop_rows(bench: Bench, gateway: Server) -> None:
@@ -120,27 +59,33 @@ async def uvloop_rows(bench: Bench, gateway: Server) -> None:
             )
 
 
-async def measure(names: Sequence[str], effort: Effort) -> Verdicts:
+async def measure(names: Sequence[str], effort: Effort) -> tuple[list[Figure], Verdicts]:
+    """Measure these rows and print them as they come."""
+    found: list[Figure] = []
     bench = Bench(effort)
     listening = await bench.listen()
     with ExitStack() as stack:
         gateway = stack.enter_context(gateway_server(bench.port))
-        logging = stack.enter_context(gateway_server(bench.port, "gateway, INFO", "INFO"))
-        nginx = None
+        bare = stack.enter_context(gateway_server(bench.port, "gateway, bare", bare=True))
+        nginx = accel = None
         try:
             nginx = stack.enter_context(nginx_server(bench.port))
+            accel = stack.enter_context(accel_server(bench.port))
         except Unavailable as error:
             print(f"no column of nginx: {error}")
         if cpu_names := [name for name in names if name in ROWS]:
-            await cpu_rows(bench, cpu_names, nginx, gateway, logging)
+            print(title())
+            async for figure in figures(bench, cpu_names, nginx, gateway, bare, accel):
+                print(line_of(figure), flush=True)
+                found.append(figure)
         if "delay" in names:
-            await delay_row(bench, [each for each in (nginx, gateway, logging) if each])
+            await delay_row(bench, [each for each in (nginx, gateway, bare) if each])
         if UVLOOP in names:
             await uvloop_rows(bench, gateway)
     if "idle" in names:
         await idle_row(bench)
     listening.close()
-    return bench.verdicts
+    return found, bench.verdicts
 
 
 async def profile(name: str, effort: Effort) -> None:
@@ -173,7 +118,7 @@ async def profile(name: str, effort: Effort) -> None:
 def _post(port: int, path: str) -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STUCK_SECONDS)
     try:
-        connection.request("POST", path)
+        connection.request("POST", path, headers={"Authorization": f"Bearer {KEY}"})
         return connection.getresponse().read()
     finally:
         connection.close()
@@ -222,7 +167,7 @@ def main() -> int:
             f"{CLIENTS} clients; a stream is {len(stream.events)} events, {len(stream.body):,} bytes; "
             f"scrub mode {SCRUB_MODE}; CPU is user + system of the one process\n"
         )
-        verdicts = runner.run(measure(asked.rows, effort))
+        _, verdicts = runner.run(measure(asked.rows, effort))
     for missed in verdicts.missed:
         print(f"missed: {missed}")
     return 1 if verdicts.missed and not asked.no_goals else 0

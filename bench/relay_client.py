@@ -21,6 +21,7 @@ class Tally:
     """What the clients of one server did. `stopping` lets each finish the answer it is at."""
 
     requests: int = 0
+    received_bytes: int = 0
     active: int = 0
     stopping: bool = True
     error: Exception | None = None
@@ -85,6 +86,7 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter_ns()
+        self._tally.received_bytes += len(data)
         try:
             self._read(self._rest + data if self._rest else data, now)
         except Exception as error:  # noqa: BLE001 - reported by the tally

@@ -6,7 +6,6 @@ answers the rows of cProfile: `[where, calls, own seconds, whole seconds]`, the 
 
 import asyncio
 import cProfile
-import logging
 import os
 import pstats
 import sys
@@ -15,9 +14,10 @@ from pathlib import Path
 from aiohttp import web
 
 from server.__main__ import _loop_factory
-from server.listen import serve
+from server.listen import say_what_is_missing, serve
+from server.log_formats import start_logging
 from server.registry import load_agents
-from server.settings import read_settings
+from server.settings import read_settings, secrets_of
 
 Row = tuple[str, int, float, float]
 
@@ -38,6 +38,7 @@ def add_profile(app: web.Application) -> None:
     profile = cProfile.Profile()
 
     async def start(_request: web.Request) -> web.Response:
+        profile.clear()
         profile.enable()
         return web.Response()
 
@@ -51,7 +52,8 @@ def add_profile(app: web.Application) -> None:
 
 if __name__ == "__main__":
     settings = read_settings(sys.argv[1:], os.environ)
-    logging.basicConfig(level=settings.log_level)
+    start_logging(settings.log_level, settings.log_format, secrets_of(settings))
+    say_what_is_missing(settings)
     agents = load_agents(settings.agents, embedded=settings.embedded)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(settings, agents, also=add_profile))

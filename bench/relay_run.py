@@ -40,6 +40,8 @@ class Cost:
 
     micros: list[float] = field(default_factory=list)  # CPU per unit
     requests: int = 0
+    units: int = 0
+    received_bytes: int = 0
     wall_seconds: float = 0.0
 
     @property
@@ -57,6 +59,10 @@ class Cost:
     @property
     def requests_per_second(self) -> float:
         return self.requests / self.wall_seconds
+
+    @property
+    def bytes_per_unit(self) -> float:
+        return self.received_bytes / self.units
 
 
 @dataclass
@@ -100,7 +106,8 @@ class Bench:
     async def slice(self, clients: Clients, server: Server, work: Work, cost: Cost | None) -> None:
         """Load a server until it has used its slice of CPU."""
         tally = clients.tally
-        before, cpu, began = tally.requests, server.cpu_seconds(), time.perf_counter()
+        before, received = tally.requests, tally.received_bytes
+        cpu, began = server.cpu_seconds(), time.perf_counter()
         clients.start()
         while not tally.stopping:
             await asyncio.sleep(0.02)
@@ -115,13 +122,17 @@ class Bench:
         if cost is not None:
             done = tally.requests - before
             cost.requests += done
+            cost.units += done * work.units
+            cost.received_bytes += tally.received_bytes - received
             cost.wall_seconds += time.perf_counter() - began
             cost.micros.append((server.cpu_seconds() - cpu) * 1e6 / (done * work.units))
 
-    async def costs(self, contenders: Sequence[tuple[Server, Work]]) -> list[Cost]:
+    async def costs(
+        self, contenders: Sequence[tuple[Server, Work]], clients: int = CLIENTS
+    ) -> list[Cost]:
         """Slices of each by turns, after one that warms it up."""
         found = [Cost() for _ in contenders]
-        loads = [await self.connected(server.port, work) for server, work in contenders]
+        loads = [await self.connected(server.port, work, clients) for server, work in contenders]
         try:
             for turn in range(self.effort.slices + 1):
                 for (server, work), load, cost in zip(contenders, loads, found, strict=True):

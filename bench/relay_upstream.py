@@ -6,11 +6,12 @@ client's number. It runs in the load's own process, so that "the client has the 
 """
 
 import asyncio
+import json
 import re
 import time
 from typing import cast
 
-from bench.relay_work import PLAIN, STREAMS, Stream
+from bench.relay_work import MODEL, PLAIN, STREAMS, Stream
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -26,6 +27,12 @@ STREAM_HEAD = (
 PLAIN_REPLY = _COMMON + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
     len(PLAIN),
     PLAIN,
+)
+# To whoever looks whether it is alive, and what it has.
+_ALIVE = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}).encode()
+ALIVE_REPLY = _COMMON + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+    len(_ALIVE),
+    _ALIVE,
 )
 BURSTS = {name: STREAM_HEAD + b"".join(stream.frames) for name, stream in STREAMS.items()}
 
@@ -60,14 +67,21 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         data = self._received + data
         head_end = data.find(_HEAD_END)
+        if data.startswith(b"GET ") and head_end != -1:
+            self._received = b""
+            assert self._transport is not None
+            self._transport.write(ALIVE_REPLY)
+            return
         found = _LENGTH.search(data, 0, head_end) if head_end != -1 else None
         if found is None or len(data) < head_end + 4 + int(found[1]):
             self._received = data
             return
         self._received = b""
         asked = _ASKED.search(data, head_end)
-        assert asked is not None
         assert self._transport is not None
+        if asked is None:  # some proxies try what an upstream can do
+            self._transport.write(ALIVE_REPLY)
+            return
         pace, name, client = asked[1].decode(), asked[2].decode(), int(asked[3])
         if pace == "plain":
             self._transport.write(PLAIN_REPLY)

@@ -1,8 +1,7 @@
-"""What supervision promises, measured: stopping, leaking nothing, waiting cheaply.
+"""What supervision promises, measured: stopping, and leaking nothing.
 
     python -m bench.supervision disconnects   200 clients leave at random moments: time until all has stopped
     python -m bench.supervision leaks         1,000 runs, a third of them left early: nothing stays behind
-    python -m bench.supervision waiting       100 runs at once whose model takes 1 s a call; memory of each
     python -m bench.supervision soak [SECONDS]   a mixed load; memory flat, nothing lost or mixed
 
 Without an argument all but the soak. Exits 1 where a promise is broken.
@@ -21,7 +20,6 @@ from bench.processes import measured_gateway, scripted_upstream
 from bench.torture import left_behind, measure, messages, read_stream, settled, whole_relay
 
 STOP_LIMIT_SECONDS = 0.1
-WAITING_LIMIT = 1.15
 SOAK_SECONDS = 600.0
 SOAK_GROWTH_KIB = 32 * 1024
 
@@ -93,34 +91,6 @@ async def leaks(session: Session, base: str) -> bool:
     return good and not left
 
 
-async def waiting(session: Session, base: str) -> bool:
-    """A hundred runs that wait for their model, against one, and what each costs."""
-    url = f"{base}/chat/completions"
-    for _ in range(3):
-        await read_stream(session, url, ask("warm up"))
-    began = time.monotonic()
-    await read_stream(session, url, ask("wait 1"))
-    one = time.monotonic() - began
-    before = await measure(session, base)
-    began = time.monotonic()
-    runs = [asyncio.ensure_future(read_stream(session, url, ask("wait 1"))) for _ in range(100)]
-    await asyncio.sleep(0.9)
-    during = await measure(session, base)
-    texts = await asyncio.gather(*runs)
-    hundred = time.monotonic() - began
-    after = await settled(session, base, before)
-    cpu = after["cpu_seconds"] - before["cpu_seconds"]
-    jails_cpu = after["jails_cpu_seconds"] - before["jails_cpu_seconds"]
-    ideal = one + cpu + jails_cpu
-    each = (during["rss_kib"] - before["rss_kib"]) / max(1, during["running"])
-    print(
-        f"one run {one:.2f} s; 100 at once {hundred:.2f} s; CPU of server {cpu:.2f} s, of jails "
-        f"{jails_cpu:.2f} s: {hundred / ideal:.2f} of one run and their CPU; "
-        f"{during['running']} waiting, {each:.0f} KiB RSS each"
-    )
-    return all(t.endswith("waited[DONE]") for t in texts) and hundred < WAITING_LIMIT * ideal
-
-
 async def soak(session: Session, base: str, seconds: float = SOAK_SECONDS) -> bool:
     """Agents, attacks, relays and clients that leave, all at once, for a long time."""
     url = f"{base}/chat/completions"
@@ -170,7 +140,6 @@ async def soak(session: Session, base: str, seconds: float = SOAK_SECONDS) -> bo
 PROMISES: dict[str, Callable[[Session, str], Awaitable[bool]]] = {
     "disconnects": disconnects,
     "leaks": leaks,
-    "waiting": waiting,
 }
 
 

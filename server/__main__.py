@@ -10,11 +10,15 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from server.log_formats import start_logging
 from server.secret_flags import hide_secret_flags
 from server.setting_values import BadSetting
 from server.settings import Settings, read_settings, secrets_of
+
+if TYPE_CHECKING:
+    from server.listen import Post
 
 log = logging.getLogger("server")
 
@@ -85,11 +89,10 @@ def _run_workers(settings: Settings, arguments: Sequence[str]) -> int:
 
 
 def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.socket | None) -> int:
-    from server.embedded import EmbeddedUnavailable
-    from server.listen import OwnPost, Post, serve
+    from server.listen import OwnPost, serve
     from server.registry import load_agents
     from server.tracing import tracing
-    from server.worker_post import WorkerPost
+    from streaming.failures import UpstreamUnavailable
     from streaming.interpreters.jail_pool import JailUnavailable
     from streaming.mcp_server import McpUnavailable
     from streaming.store import BadStore
@@ -103,7 +106,7 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
         return 2
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            post: Post = OwnPost(settings) if line is None else WorkerPost(sockets, line)
+            post: Post = OwnPost(settings) if line is None else _worker_post(sockets, line)
             with tracing(settings):
                 runner.run(serve(settings, agents, post))
         except BadSetting as error:
@@ -115,13 +118,19 @@ def _run(settings: Settings, sockets: Sequence[socket.socket], line: socket.sock
         except BadStore as error:
             print(f"smolgate: STORE cannot be used: {error}", file=sys.stderr)
             return 2
-        except (EmbeddedUnavailable, McpUnavailable) as error:
+        except (UpstreamUnavailable, McpUnavailable) as error:
             print(f"smolgate: {error}", file=sys.stderr)
             return 2
         except OSError as error:
             print(f"smolgate: cannot listen: {error}", file=sys.stderr)
             return 1
     return 0
+
+
+def _worker_post(sockets: Sequence[socket.socket], line: socket.socket) -> "Post":
+    from server.worker_post import WorkerPost
+
+    return WorkerPost(sockets, line)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -11,7 +11,6 @@ from aiohttp import web
 from server import (
     chat,
     health,
-    metrics,
     models,
     openapi,
     parts,
@@ -96,7 +95,7 @@ def create_app(
     for prefix in ("", "/v1"):
         app.router.add_get(f"{prefix}/healthz", health.healthz)
         app.router.add_get(f"{prefix}/readyz", health.readyz)
-        app.router.add_get(f"{prefix}/metrics", metrics.metrics)
+        app.router.add_get(f"{prefix}/metrics", _metrics)
         app.router.add_get(f"{prefix}/openapi.json", openapi.openapi)
         app.router.add_get(f"{prefix}/stream-check", stream_check.stream_check)
         app.router.add_get(f"{prefix}/models", models.list_models)
@@ -118,3 +117,9 @@ def create_app(
     if settings.page:
         serve_page(app)
     return app
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    from server.metrics import metrics  # Prometheus' library is for those who scrape
+
+    return await metrics(request)

@@ -5,11 +5,12 @@ relay answers with where it can: aiohttp's own response and its stream writer co
 """
 
 from collections.abc import Iterable
-from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http_writer import HttpVersion11
 
 from streaming.http_head import head_of
@@ -67,7 +68,7 @@ class BareResponse(web.StreamResponse):
         """The head; from here on it counts as sent."""
         headers = self.headers
         if "Date" not in headers:
-            headers["Date"] = formatdate(usegmt=True)
+            headers["Date"] = rfc822_formatted_time()  # made once a second
         is_new = request.version >= HttpVersion11
         # Before 1.1 a body whose length is not told ends with its connection.
         self._stays_open = request.keep_alive and (is_new or "Content-Length" in headers)
@@ -90,6 +91,7 @@ class BareResponse(web.StreamResponse):
         transport.write(data)
 
 
+@lru_cache(64)
 def _reason(status: int) -> str:
     try:
         return HTTPStatus(status).phrase

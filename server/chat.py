@@ -30,7 +30,7 @@ from server.keys import (
 )
 from server.plain_reply import answer_plainly
 from server.relay_reply import send_relayed
-from server.relayed_body import chat_data
+from server.relayed_body import chat_data, whole_body
 from server.run_legs import leave_seconds, leg_for
 from server.settings import Settings
 from server.settings_table import DEFAULT_AGENT
@@ -50,7 +50,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """The handler. Raises leaves of SmolgateError, which the middleware answers."""
     if request.content_type not in {"application/json", "application/octet-stream", "text/plain"}:
         raise UnsupportedMedia("The request body must be application/json.")
-    body = await request.read()
+    body = await whole_body(request)
     asked = route_of(body)
     model = asked.model_id
     agents, upstreams = request.app[AGENTS], request.app[UPSTREAMS]

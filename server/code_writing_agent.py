@@ -37,14 +37,29 @@ def create_agent(context: AgentContext) -> CodeAgent:
             code_block_tags=CODE_BLOCK_TAGS,
             max_steps=EMBEDDED_MAX_STEPS,
         )
-    return CodeAgent(
-        tools=[], model=context.model, prompt_templates=_prompt_templates(), max_steps=MAX_STEPS
+    return _DefaultAgent(
+        tools=[],
+        model=context.model,
+        prompt_templates=code_agent_templates(),
+        instructions=INSTRUCTIONS,
+        max_steps=MAX_STEPS,
     )
 
 
 def prepare() -> None:
     """Do once, before many runs or many forks, what every run needs."""
-    _prompt_templates()
+    _system_prompt()
+
+
+class _DefaultAgent(CodeAgent):  # type: ignore[misc]  # smolagents is untyped
+    """Its system prompt is the same in every run, and is rendered once.
+
+    Parsing smolagents' prompts (YAML) and compiling this one (Jinja, twice a run) is most of what a run
+    costs: 15 of 17 ms.
+    """
+
+    def initialize_system_prompt(self) -> str:
+        return _system_prompt()
 
 
 @cache
@@ -55,15 +70,13 @@ def code_agent_templates() -> Any:
 
 
 @cache
-def _prompt_templates() -> Any:
-    """smolagents' own prompts with our instructions, the system prompt rendered once and for all.
-
-    It is the same in every run, and parsing it (YAML) and compiling it (Jinja, twice a run) is most of
-    what a run costs: 15 of 17 ms.
-    """
-    templates = code_agent_templates()
+def _system_prompt() -> str:
+    """smolagents' own, with our instructions."""
     agent = CodeAgent(
-        tools=[], model=Model(), prompt_templates=templates, instructions=INSTRUCTIONS
+        tools=[],
+        model=Model(),
+        prompt_templates=code_agent_templates(),
+        instructions=INSTRUCTIONS,
     )
-    rendered = agent.memory.system_prompt.system_prompt
-    return templates | {"system_prompt": f"{{% raw %}}{rendered}{{% endraw %}}"}
+    prompt: str = agent.memory.system_prompt.system_prompt
+    return prompt

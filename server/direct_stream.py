@@ -50,7 +50,7 @@ class DirectStream(BareResponse):
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
         self._writes = self._seen_writes = 0
-        self._silent_since = asyncio.get_running_loop().time()
+        self._silent_since = pulse.loop.time()
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._ended = False
@@ -73,7 +73,10 @@ class DirectStream(BareResponse):
         """
         self._taken, self._stage = taken, stage
         self._last_frame = LAST_FRAME if last is None else b""
-        self._on_data(taken.start(self._on_data, self._fail), self._unsent_head())
+        data = taken.start(self._on_data, self._fail)
+        begin = self._unsent_head() + (self._frames_of(data) if data else b"")
+        if begin:
+            self._write(begin)
         while self._error is None:
             if self._protocol.writing_paused:
                 await self._drain()
@@ -83,7 +86,7 @@ class DirectStream(BareResponse):
                     self.end_with(await last())
                 return
             taken.resume()
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._pulse.loop.create_future()
             await self._waiter
         raise self._error
 
@@ -125,27 +128,36 @@ class DirectStream(BareResponse):
                 self._transport.abort()
             raise ClientStalled("the client reads nothing") from None
 
-    def _on_data(self, data: bytes, head: bytes = b"") -> None:
-        if self._error is not None or self._ended:
-            return
-        stage, taken = self._stage, self._taken
-        assert stage is not None
-        assert taken is not None
+    def _on_data(self, data: bytes) -> None:
+        if frames := self._frames_of(data):
+            self._write(frames)
+
+    def _frames_of(self, data: bytes) -> bytes:
+        """What goes on of it."""
+        stage = self._stage
+        if stage is None or self._ended:
+            return b""
         frames = b""
         try:
-            if data:
-                frames = stage.feed(data)
+            frames = stage.feed(data)
             if stage.ended:
-                taken.finish()
-                frames += stage.flush() + self._last_frame
                 self._ended = True
-                self._wake()
+                frames = self._finished(stage, frames)
         except Exception as error:  # noqa: BLE001 - raised in carry()
             self._fail(error)
-        if head:
-            frames = head + frames
-        if frames:
-            self._write(frames)
+        return frames
+
+    def _finished(self, stage: DirectEvents, frames: bytes) -> bytes:
+        """With what is left at the end."""
+        assert self._taken is not None
+        self._taken.finish()
+        try:
+            frames += stage.flush() + self._last_frame
+        except Exception as error:  # noqa: BLE001 - raised in carry()
+            self._ended = False
+            self._fail(error)
+        self._wake()
+        return frames
 
     def _write(self, data: bytes) -> None:
         transport = self._transport
@@ -170,6 +182,7 @@ class DirectStream(BareResponse):
     def _fail(self, error: Exception) -> None:
         if self._error is None and not self._ended:
             self._error = error
+            self._stage = None
             self._wake()
 
     def _wake(self) -> None:

@@ -12,12 +12,15 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from server.errors import error_response, of_http_error, unexpected
+from server.hot_route import hot_route
 from server.keys import REQUEST_ID
 from server.request_log import new_request_id
 from server.slow_clients import KEEPALIVE_SECONDS
 from streaming.failures import InvalidRequest
 
 log = logging.getLogger(__name__)
+
+CHAT_PATHS = ("/chat/completions", "/v1/chat/completions")
 
 
 class HttpRunner(web.AppRunner):
@@ -36,7 +39,7 @@ class HttpRunner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
-            made.request_handler,
+            hot_route(self.app, made.request_handler, CHAT_PATHS),
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             loop=asyncio.get_running_loop(),
@@ -82,7 +85,7 @@ class _Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """aiohttp's own errors from outside the middlewares, as JSON."""
-        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+        if resp.status >= 400 and isinstance(resp, web.HTTPException):
             request_id = new_request_id()
             log.info("refused with %d outside the application: %s", resp.status, request_id)
             resp = of_http_error(resp)

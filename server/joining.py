@@ -101,6 +101,8 @@ async def find_caller_elsewhere(
 
 def is_passed_on(request: web.Request) -> bool:
     """Another process passes it on, which has counted it."""
+    if JOIN_HEADER not in request.headers:
+        return False
     neighbours = request.app.get(NEIGHBOURS)
     return neighbours is not None and neighbours.passes_on(request)
 

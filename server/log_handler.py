@@ -7,6 +7,7 @@ Anything that matters, any other thread, and the end of the process write what w
 
 import asyncio
 import logging
+from threading import get_ident
 from typing import TextIO
 
 HELD_SECONDS = 0.1
@@ -20,27 +21,30 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._held: list[logging.LogRecord] = []
-        self._is_due = False  # the event loop will flush
+        self._due_in: int | None = None  # the thread whose event loop will flush
 
     def emit(self, record: logging.LogRecord) -> None:
         self._held.append(record)
-        if record.levelno < logging.WARNING and len(self._held) < MAX_HELD:
+        if record.levelno < logging.WARNING and len(self._held) < MAX_HELD and self._is_due():
+            return
+        self.flush()
+
+    def _is_due(self) -> bool:
+        """Whether this thread's event loop will flush. Asked of asyncio once a batch: that is a system call."""
+        if self._due_in is None:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:
-                pass
-            else:
-                if not self._is_due:
-                    self._is_due = True
-                    loop.call_later(HELD_SECONDS, self.flush)
-                return
-        self.flush()
+                return False
+            self._due_in = get_ident()
+            loop.call_later(HELD_SECONDS, self.flush)
+        return self._due_in == get_ident()
 
     def flush(self) -> None:
         """Write what waits."""
         self.acquire()
         try:
-            self._is_due = False
+            self._due_in = None
             held, self._held = self._held, []
             lines = [self._line(record) for record in held]
             if lines:

@@ -12,11 +12,13 @@ OUTCOMES = (
     "refused",
     "stopped",  # somebody cancelled it, or the server is stopping
     "failed",  # the server's own fault
+    "handed_on",  # nginx carries it out; what became of it stands in nginx' log
 )
 # What nginx logs for a client that left before there was a response.
 CLIENT_GONE = 499
 # The code of a request whose reply came from another worker, which says there what became of it.
 JOINED = "joined"
+HANDED_ON = "handed_on"
 
 # An upstream that answers so does not take this server's token, or is busy: no fault of the caller's.
 _UPSTREAMS_FAULT = frozenset({401, 402, 403, 407, 429})
@@ -24,6 +26,7 @@ _UPSTREAMS_FAULT = frozenset({401, 402, 403, 407, 429})
 _OF_CODE = {
     "ok": "ok",
     JOINED: "ok",
+    HANDED_ON: HANDED_ON,
     "client_gone": "client_gone",
     "client_stalled": "client_gone",
     "reader_too_slow": "client_gone",

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from server.accel_redirect import redirect_of
 from server.bare_response import BareResponse, has_body
 from server.chat_wire import DONE, error_event
 from server.direct_stream import DirectStream
@@ -28,6 +29,7 @@ from server.keys import (
 )
 from server.metered_reply import metered
 from streaming.failures import Draining, SmolgateError
+from streaming.pulse import Pulse
 from streaming.relay import Relayed, ScrubOptions, relay
 from streaming.upstream_group import Data, UpstreamGroup
 
@@ -50,6 +52,10 @@ async def send_relayed(
     """
     if request.rel_url.raw_query_string:
         path = f"{path}?{request.rel_url.raw_query_string}"
+    if scrub is None:
+        refuse_when_draining(request.app)
+        if (redirect := redirect_of(request, path, body, upstream)) is not None:
+            return redirect
 
     async def ask() -> Relayed:
         return await relay(
@@ -80,7 +86,8 @@ async def send_reply(
 ) -> web.StreamResponse:
     """Send what `ask` gets; `fault` ends a stream that went wrong before there was a reply. Raises as above."""
     refuse_when_draining(request.app)
-    task, relays = asyncio.current_task(), request.app[RELAYS]
+    pulse, relays = request.app[UPSTREAMS].pulse, request.app[RELAYS]
+    task = asyncio.current_task(pulse.loop)
     assert task is not None
     relays.add(task)
     events: DirectStream | None = None
@@ -88,12 +95,13 @@ async def send_reply(
     began = time.monotonic()
     try:
         if stream:
-            events = await _open_stream(request)
+            events = await _open_stream(request, pulse)
         relayed = await ask()
         fault = relayed.fault or fault
         request.app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
         metered(request, relayed)
         if relayed.events is not None:
+            events = events or await _open_stream(request, pulse)
             return await _send_events(request, relayed, events, fault)
         if events is not None and events.prepared:
             if not relayed.is_events or relayed.whole is None:
@@ -116,12 +124,12 @@ async def send_reply(
             relayed.reply.close()
 
 
-async def _open_stream(request: web.Request) -> DirectStream:
+async def _open_stream(request: web.Request, pulse: Pulse) -> DirectStream:
     settings = request.app[SETTINGS]
     stream = DirectStream(
         request,
         (("x-request-id", request[REQUEST_ID]),),
-        pulse=request.app[UPSTREAMS].pulse,
+        pulse=pulse,
         heartbeat_seconds=settings.heartbeat_seconds,
         stall_seconds=settings.stall_seconds,
     )
@@ -130,12 +138,10 @@ async def _open_stream(request: web.Request) -> DirectStream:
 
 
 async def _send_events(
-    request: web.Request, relayed: Relayed, stream: DirectStream | None, fault: Fault
+    request: web.Request, relayed: Relayed, stream: DirectStream, fault: Fault
 ) -> web.StreamResponse:
     """The stream on the short way where it goes that, else by pieces."""
     assert relayed.events is not None
-    if stream is None:
-        stream = await _open_stream(request)
     try:
         if not stream.prepared:
             stream.set_head(relayed.status, relayed.headers)

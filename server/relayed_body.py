@@ -18,6 +18,14 @@ from streaming.streamed_body import StreamedBody
 from streaming.upstream_group import BodyFor, GroupMember
 
 
+async def whole_body(request: web.Request) -> bytes:
+    """The body; at once where it came with its head. Raises web.HTTPException, web.RequestPayloadError."""
+    content, limit = request.content, request.client_max_size
+    if content.is_eof() and content.exception() is None and content.total_bytes <= limit:
+        return content.read_nowait()
+    return await request.read()
+
+
 def chat_data(body: bytes, asked: RoutedRequest, route: UpstreamRoute) -> bytes | BodyFor:
     """The body of a chat completion. Raises InvalidRequest for messages that no model takes."""
     if not route.nothink:

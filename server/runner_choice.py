@@ -1,12 +1,14 @@
 """Where runs live: the runner that the settings ask for, opened and closed.
 
 In: the application, and what its runs share. Out: a runner. What a run away from this process gets to
-see of its environment is here, too: none of smolgate's own variables, and none that holds a secret.
+see of its environment is here, too: none of smolgate's own variables, and none that holds a secret. Only the
+runner that is used is imported.
 """
 
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -15,15 +17,13 @@ from server.settings import Settings, secrets_of
 from server.settings_table import SETTINGS as TABLE
 from streaming.agent_run import RunMeans
 from streaming.interpreters.confinement import JailLimits
-from streaming.runners.answers import client_answerer
-from streaming.runners.process import ProcessRunner
-from streaming.runners.ray import RayRunner
-from streaming.runners.ray_wire import DriverSettings
-from streaming.runners.run_process import RunLimits
-from streaming.runners.run_wire import RunSetup
-from streaming.runners.run_zygote import RunZygoteSettings
 from streaming.runners.thread import ThreadRunner
 from streaming.supervisor import Runner
+
+if TYPE_CHECKING:
+    from streaming.runners.process import ProcessRunner
+    from streaming.runners.ray import RayRunner
+    from streaming.runners.run_wire import RunSetup
 
 LOADER = "server.registry:factories_of"
 # Read by the traces' SDK in this process; the headers hold a credential.
@@ -47,7 +47,12 @@ async def open_runner(app: web.Application, means: RunMeans) -> AsyncIterator[Ru
             threads.close()
 
 
-def _process_runner(app: web.Application, means: RunMeans) -> ProcessRunner:
+def _process_runner(app: web.Application, means: RunMeans) -> "ProcessRunner":
+    from streaming.runners.answers import client_answerer
+    from streaming.runners.process import ProcessRunner
+    from streaming.runners.run_process import RunLimits
+    from streaming.runners.run_zygote import RunZygoteSettings
+
     settings = app[SETTINGS]
     pool = app.get(JAIL_POOL)
     limits = RunLimits(settings.process_memory_bytes, settings.process_cpu_seconds)
@@ -61,7 +66,11 @@ def _process_runner(app: web.Application, means: RunMeans) -> ProcessRunner:
     )
 
 
-def _ray_runner(app: web.Application, means: RunMeans) -> RayRunner:
+def _ray_runner(app: web.Application, means: RunMeans) -> "RayRunner":
+    from streaming.runners.answers import client_answerer
+    from streaming.runners.ray import RayRunner
+    from streaming.runners.ray_wire import DriverSettings
+
     settings = app[SETTINGS]
     assert settings.ray_address is not None
     assert settings.ray_auth_token is not None
@@ -90,7 +99,9 @@ def _ray_runner(app: web.Application, means: RunMeans) -> RayRunner:
     )
 
 
-def _setup(app: web.Application, means: RunMeans, *, jail: str) -> RunSetup:
+def _setup(app: web.Application, means: RunMeans, *, jail: str) -> "RunSetup":
+    from streaming.runners.run_wire import RunSetup
+
     settings, imports = app[SETTINGS], app[CODE_IMPORTS]
     return RunSetup(
         model=settings.model,

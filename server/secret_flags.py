@@ -16,6 +16,7 @@ SECRET: dict[str, Callable[[str], bool]] = {
     "api_keys": lambda text: True,
     "operator_keys": lambda text: True,
     "ray_auth_token": lambda text: True,
+    "accel_key": lambda text: True,
     "upstreams": lambda text: "token" in text,
     "upstream_base": lambda text: "@" in text,
     "store": lambda text: "@" in text,

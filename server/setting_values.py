@@ -130,6 +130,21 @@ def networks(text: str) -> tuple[Network, ...]:
     return tuple("unix" if name == "unix" else ip_network(name) for name in names)
 
 
+def location_names(text: str) -> tuple[str, ...]:
+    """Names by commas that may be part of a location's name in nginx."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names):
+        raise ValueError
+    return names
+
+
+def proof(text: str) -> str:
+    """A secret that needs no quotes in a configuration file."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{16,}", text):
+        raise ValueError
+    return text
+
+
 def agents(text: str) -> dict[str, str]:
     agents: dict[str, str] = {}
     for entry in text.split(","):

@@ -43,6 +43,8 @@ class Settings:
     unix_socket: str | None
     workers: int
     trusted_proxies: tuple[Network, ...]
+    accel_redirect: tuple[str, ...]
+    accel_key: str | None = field(repr=False)
     log_level: str
     agents: Mapping[str, str]
     unknown_model: str
@@ -173,8 +175,8 @@ def secrets_of(settings: Settings) -> tuple[str, ...]:
     tokens = [options.token for options in known]
     passwords = [urlsplit(options.base).password for options in known if options.base]
     store = urlsplit(settings.store or "").password
-    secrets = (*tokens, *passwords, settings.ray_auth_token, store)
-    return tuple(secret for secret in secrets if secret)
+    others = (settings.ray_auth_token, settings.accel_key, store)
+    return tuple(secret for secret in (*tokens, *passwords, *others) if secret)
 
 
 def make_settings(**values: Any) -> Settings:
@@ -204,6 +206,8 @@ def make_settings(**values: Any) -> Settings:
     for agent in (DEFAULT_AGENT, *settings.agents):
         if {agent, agent.removesuffix(NOTHINK)} & served:
             raise BadSetting(f"UPSTREAMS has {agent!r}; allowed are ids that no agent has")
+    if settings.accel_redirect:
+        _check_accel(settings)
     if settings.runner == "ray":
         _check_ray(settings)
     if settings.store is not None and (extra := missing_extra(settings.store)) is not None:
@@ -212,6 +216,20 @@ def make_settings(**values: Any) -> Settings:
             f"STORE is {scheme}:… and its client is not installed: pip install 'smolgate[{extra}]'"
         )
     return settings
+
+
+def _check_accel(settings: Settings) -> None:
+    """Raises BadSetting where nginx cannot be handed requests."""
+    known = [options.name for options in settings.upstream_options() if options.base is not None]
+    for name in settings.accel_redirect:
+        if name not in known:
+            allowed = ", ".join(known) or "nothing: no upstream is set"
+            raise BadSetting(f"ACCEL_REDIRECT has {name!r}; allowed is {allowed}")
+    if settings.accel_key is None or not settings.trusted_proxies:
+        raise BadSetting(
+            "ACCEL_REDIRECT is set, and ACCEL_KEY or TRUSTED_PROXIES is not: who is no nginx of yours would "
+            "be told the upstream's token"
+        )
 
 
 def _check_ray(settings: Settings) -> None:

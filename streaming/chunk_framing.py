@@ -36,15 +36,10 @@ class ChunkedFrames:
         """What comes next is the beginning of a frame."""
         return not self._held and not self.ended
 
-    def feed_aligned(self, data: bytes) -> bytes | None:
+    def feed_aligned(self, data: bytes, end: int) -> bytes | None:
         """The frames themselves, where all are whole and end with an event; else None, and nothing
-        was taken. Raises FramingError.
+        was taken. `end` is how far `run_pattern` matches. Raises FramingError.
         """
-        if not self.is_clear:
-            return None
-        end = run_pattern().match(data).end()
-        if end == len(data):
-            return data
         if data.startswith(LAST_FRAME, end) and end + len(LAST_FRAME) == len(data):
             self.ended = True
             return data[:end]

@@ -120,8 +120,11 @@ class DirectReply(UpstreamReply):
     _connection: aiohttp.connector.Connection
     _handler: DirectHandler
 
-    def __init__(self, connect: Connect, request: bytes, *, raw: bool) -> None:
+    def __init__(
+        self, connect: Connect, request: bytes, loop: asyncio.AbstractEventLoop, *, raw: bool
+    ) -> None:
         super().__init__()
+        self._loop = loop
         self._connect = connect
         self._request = request
         self._raw = raw
@@ -150,7 +153,7 @@ class DirectReply(UpstreamReply):
         assert isinstance(handler, DirectHandler)
         handler.set_response_params(auto_decompress=not self._raw, read_until_eof=True)
         self._connection, self._handler = connection, handler
-        self._sent_at = asyncio.get_running_loop().time()
+        self._sent_at = self._loop.time()
         handler.reply = self
         handler.reads = 0
         if handler.transport is not None:
@@ -296,7 +299,7 @@ class DirectReply(UpstreamReply):
             if reader is not None and not reader.is_eof() and reader.exception() is None:
                 reader.set_exception(aiohttp.ClientPayloadError(str(error or "it was closed")))
             return
-        silent_seconds = asyncio.get_running_loop().time() - self._sent_at
+        silent_seconds = self._loop.time() - self._sent_at
         self._is_stale = (
             self._state is _State.HEAD
             and self._handler.exchanges > 1
@@ -351,7 +354,7 @@ class DirectReply(UpstreamReply):
         self._handler.tap, self._on_lost = on_data, on_lost
         self._resume()
         if self._error is not None:  # after what has come
-            asyncio.get_running_loop().call_soon(on_lost, self._error)
+            self._loop.call_soon(on_lost, self._error)
         return data
 
     def _finish(self) -> None:
@@ -388,7 +391,7 @@ class DirectReply(UpstreamReply):
 
     async def _while(self, state: _State) -> None:
         while self._state is state and self._error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         if self._error is not None:
             raise self._error
@@ -399,12 +402,21 @@ class DirectReply(UpstreamReply):
             waiter.set_result(None)
 
 
+class _Address(aiohttp.ClientRequest):
+    """What a connection is known by, found out once."""
+
+    @functools.cached_property
+    def connection_key(self) -> Any:
+        return super().connection_key
+
+
 class DirectConnections:
     """A session's connections, for exchanges that its `request` is not needed for."""
 
     def __init__(self, session: aiohttp.ClientSession, connector: aiohttp.TCPConnector) -> None:
         self._session = session
         self._connector = connector
+        self._loop = asyncio.get_running_loop()
         self._timeout = session.timeout
         self._address_of = lru_cache(64)(self._address)
 
@@ -417,22 +429,22 @@ class DirectConnections:
         does not know.
         """
         request, host = self._address_of(base_url)
-        line = f"POST {_target_of(base_url, path)} HTTP/1.1\r\nHost: {host}\r\n"
+        line = f"POST {target_of(base_url, path)} HTTP/1.1\r\nHost: {host}\r\n"
         head = head_of(line, headers, f"Content-Length: {len(body)}\r\n\r\n")
         connect = functools.partial(self._connector.connect, request, [], self._timeout)
-        reply = DirectReply(connect, head + body, raw=raw)
+        reply = DirectReply(connect, head + body, self._loop, raw=raw)
         await reply.send()
         return reply
 
     def _address(self, base_url: str) -> tuple[aiohttp.ClientRequest, str]:
         """What a connection is known by, and the `Host` header."""
-        loop = asyncio.get_running_loop()
-        request = aiohttp.ClientRequest("POST", URL(base_url), loop=loop, session=self._session)
+        request = _Address("POST", URL(base_url), loop=self._loop, session=self._session)
         return request, request.headers["Host"]
 
 
 @lru_cache(256)
-def _target_of(base_url: str, path: str) -> str:
+def target_of(base_url: str, path: str) -> str:
+    """What stands in a request line for this path."""
     return URL(base_url + path).raw_path_qs
 
 

@@ -7,7 +7,7 @@ where the stream was not complete. `DirectEvents` is a stage on chunked frames.
 
 from typing import Protocol
 
-from streaming.chunk_framing import ChunkedFrames, FramingError, frame_of
+from streaming.chunk_framing import ChunkedFrames, FramingError, frame_of, run_pattern
 from streaming.failures import UpstreamFailed
 from streaming.scrubbed_events import ScrubbedEvents
 from streaming.sse_parser import MAX_EVENT_BYTES
@@ -30,6 +30,7 @@ class VerbatimEvents:
 
     def __init__(self, finishes: int = 0, *, end: StreamEnd | None = None) -> None:
         self._end = end or StreamEnd(finishes)
+        self.see_frames = self._end.see_frames  # of whole events that go on as they are
         self._held: list[bytes] = []  # an unfinished event, in pieces: it may be very long
         self._held_bytes = 0
         self._seam = b""  # its last bytes, in which a blank line may have begun
@@ -54,10 +55,6 @@ class VerbatimEvents:
             self._hold(data[end:])
         self._end.see(whole)
         return whole
-
-    def see_frames(self, frames: bytes) -> None:
-        """Whole events go on in their chunked frames, as they are."""
-        self._end.see_frames(frames)
 
     def flush(self) -> bytes:
         """What is left. Raises UpstreamFailed where the stream is not complete."""
@@ -90,32 +87,44 @@ class DirectEvents:
 
     def __init__(self, stage: EventStage) -> None:
         self.stage = stage
+        self.ended = False  # the last frame has come
         self._frames = ChunkedFrames(max_held_bytes=MAX_EVENT_BYTES)
-
-    @property
-    def ended(self) -> bool:
-        """The last frame has come."""
-        return self._frames.ended
+        self._verbatim = stage if isinstance(stage, VerbatimEvents) else None
+        self._aligned = self._verbatim  # None also where something is held, of a frame or an event
+        self._run = run_pattern().match
 
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed."""
-        stage, walker = self.stage, self._frames
-        out = b""
+        run_end = 0
+        if self._aligned is not None:
+            run_end = self._run(data).end()
+            if run_end == len(data):  # nearly every read of a stream
+                self._aligned.see_frames(data)
+                return data
         try:
-            if not stage.holds:
-                if isinstance(stage, VerbatimEvents):
-                    frames = walker.feed_aligned(data)
-                    if frames is not None:
-                        stage.see_frames(frames)
-                        return frames
-                elif isinstance(stage, ScrubbedEvents) and walker.is_clear:
-                    out, end = stage.feed_frames(data)
-                    if end == len(data):
-                        return out
-                    data = data[end:]
-            payload = walker.feed(data)
+            out = self._feed(data, run_end)
         except FramingError as error:
             raise UpstreamFailed(f"The upstream sent what cannot be read: {error}.") from None
+        self.ended = self._frames.ended
+        is_aligned = self._frames.is_clear and not self.stage.holds
+        self._aligned = self._verbatim if is_aligned else None
+        return out
+
+    def _feed(self, data: bytes, run_end: int) -> bytes:
+        """Raises FramingError, UpstreamFailed."""
+        stage, walker = self.stage, self._frames
+        out = b""
+        if self._aligned is not None:
+            frames = walker.feed_aligned(data, run_end)
+            if frames is not None:
+                self._aligned.see_frames(frames)
+                return frames
+        elif isinstance(stage, ScrubbedEvents) and walker.is_clear and not stage.holds:
+            out, end = stage.feed_frames(data)
+            if end == len(data):
+                return out
+            data = data[end:]
+        payload = walker.feed(data)
         return out + frame_of(stage.feed(payload)) if payload else out
 
     def flush(self) -> bytes:

@@ -16,6 +16,8 @@ class Pulse:
 
     def __init__(self, every_seconds: float) -> None:
         self.every_seconds = every_seconds
+        # Kept for all who have it: to ask asyncio for it is a system call.
+        self.loop = asyncio.get_running_loop()
         self._looks: set[Look] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -26,7 +28,7 @@ class Pulse:
     def add(self, look: Look) -> None:
         self._looks.add(look)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.every_seconds, self._beat)
+            self._timer = self.loop.call_later(self.every_seconds, self._beat)
 
     def discard(self, look: Look) -> None:
         self._looks.discard(look)
@@ -42,8 +44,7 @@ class Pulse:
         self._timer = None
         if not self._looks:
             return
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self.every_seconds, self._beat)
-        now = loop.time()
+        self._timer = self.loop.call_later(self.every_seconds, self._beat)
+        now = self.loop.time()
         for look in tuple(self._looks):
             look(now)

@@ -29,11 +29,15 @@ NOT_RELAYED_UP = frozenset(
     "host content-length content-encoding connection keep-alive proxy-connection "
     "proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade expect cookie "
     "x-api-key api-key forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip "
-    "x-on-disconnect x-model x-request-id idempotency-key authorization accept-encoding".split()
+    "x-on-disconnect x-model x-request-id idempotency-key authorization accept-encoding "
+    "x-smolgate-accel".split()
 )
 NOT_RELAYED_DOWN = frozenset(
     "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
     "transfer-encoding upgrade set-cookie server alt-svc x-request-id "
+    # With these a server tells nginx what to do, and that is this server's to say.
+    "x-accel-redirect x-accel-expires x-accel-limit-rate x-accel-buffering x-accel-charset "
+    "x-smolgate-uri x-smolgate-authorization "
     # Which web pages may read a reply is for this server to say.
     "access-control-allow-origin access-control-allow-credentials access-control-expose-headers "
     "access-control-allow-methods access-control-allow-headers access-control-max-age".split()

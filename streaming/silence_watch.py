@@ -4,7 +4,6 @@ In: an open reply and a pulse. Out: UpstreamSilent to whoever waits for the repl
 is the reader's own (the upstream's transport is paused) does not count.
 """
 
-import asyncio
 from dataclasses import dataclass
 
 from streaming.failures import UpstreamSilent
@@ -30,7 +29,7 @@ class SilenceWatch:
         self._reply = reply
         self._limits = limits
         self._pulse = pulse
-        self._since = asyncio.get_running_loop().time()
+        self._since = pulse.loop.time()
         self._seen = 0
         pulse.add(self._look)
 

@@ -67,6 +67,11 @@ class Upstream:
         self._wait_ready = wait_ready
 
     @property
+    def target(self) -> Target:
+        """Where it is now."""
+        return self._target()
+
+    @property
     def token(self) -> str | None:
         return self._target().token
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from streaming.circuit_breaker import CircuitBreaker
@@ -119,10 +120,9 @@ class _Turns:
 
     def __init__(self, members: Sequence[GroupMember], limits: RetryLimits) -> None:
         self._untried = list(members)
-        self._again: list[tuple[float, GroupMember]] = []  # not before this time of the loop
+        self._again: list[tuple[float, GroupMember]] = []  # not before this time
         self._left = limits.retries
-        self._loop = asyncio.get_running_loop()
-        self._end = self._loop.time() + limits.seconds
+        self._end = monotonic() + limits.seconds
 
     async def next(self) -> GroupMember | None:
         """Waits until it may be asked; None where nobody may."""
@@ -137,14 +137,14 @@ class _Turns:
                 return None
             self._left -= 1
             self._again.remove(soonest)
-            await asyncio.sleep(time - self._loop.time())
+            await asyncio.sleep(time - monotonic())
             if member.breaker.admit():
                 return member
         return None
 
     def put_back(self, member: GroupMember, seconds: float) -> None:
         """It may be asked once more after so long."""
-        self._again.append((self._loop.time() + max(seconds, REPEAT_SECONDS), member))
+        self._again.append((monotonic() + max(seconds, REPEAT_SECONDS), member))
 
 
 class UpstreamGroup:

@@ -358,4 +358,4 @@ def test_seventy_silent_seconds_are_survived(
 def test_the_site_file_has_no_absolute_paths_but_those_to_change() -> None:
     lines = Path("deploy/nginx/smolgate.conf").read_text().splitlines()
     paths = [line for line in lines if " /etc/" in line or "unix:/" in line]
-    assert [line for line in paths if "CHANGE" not in line and not line.startswith("#")] == []
+    assert [line for line in paths if "CHANGE" not in line and "#" not in line] == []

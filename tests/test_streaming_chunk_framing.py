@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.chunk_framing import ChunkedFrames, FramingError, frame_of, payload_of
+from streaming.chunk_framing import (
+    ChunkedFrames,
+    FramingError,
+    frame_of,
+    payload_of,
+    run_end,
+)
 
 LAST = b"0\r\n\r\n"
 # What could be taken for framing, as payload.
@@ -26,6 +32,10 @@ PAYLOADS = st.lists(st.lists(PIECES, min_size=1, max_size=4).map(b"".join), max_
 
 def frames() -> ChunkedFrames:
     return ChunkedFrames(max_held_bytes=1 << 16)
+
+
+def aligned_by(walker: ChunkedFrames, data: bytes) -> bytes | None:
+    return walker.feed_aligned(data, run_end(data, 0, len(data)))
 
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
@@ -50,7 +60,7 @@ def test_frames_go_on_as_they_are_only_where_all_end_with_an_event(
 ) -> None:
     raw = b"".join(map(frame_of, payloads))
     walker = frames()
-    aligned = walker.feed_aligned(raw + LAST if ends else raw)
+    aligned = aligned_by(walker, raw + LAST if ends else raw)
     if aligned is None:
         assert walker.feed(raw + LAST if ends else raw) == b"".join(payloads)
     else:
@@ -90,7 +100,7 @@ def test_what_is_no_chunked_coding_is_refused(raw: bytes) -> None:
     with pytest.raises(FramingError):
         frames().feed(raw)
     with pytest.raises(FramingError):
-        frames().feed_aligned(raw)
+        aligned_by(frames(), raw)
 
 
 def test_no_byte_may_follow_the_end_and_no_chunk_may_be_endless() -> None:

@@ -1,6 +1,6 @@
 """What `make torture` and `make bench` promise of supervision, kept on real processes and sockets.
 
-What depends on how busy the machine is (a hundred runs that wait for their model) stays in `make bench`.
+What depends on how busy the machine is stays in `make bench`.
 """
 
 import subprocess

@@ -1,0 +1,242 @@
+"""What a relayed event, an agent's run and a start may cost, in numbers that a busy machine hardly moves.
+
+Calls of functions are counted, by cProfile in the server's process, and system calls, by the kernel; twice as
+many fail. CPU time stands in turns of a reference loop, the least of several rounds, with a wide margin.
+`make bench` has the figures themselves.
+"""
+
+import asyncio
+import cProfile
+import http.client
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+import pytest
+from server_process import server_process
+
+from bench.agent_path import at_once, bare_runs, client
+from bench.processes import measured_gateway, scripted_upstream
+from bench.relay_rows import ROWS
+from bench.relay_run import Bench, Cost, Effort
+from bench.relay_servers import gateway_server
+from bench.relay_work import KEY, Work
+from bench.supervision import ask
+from bench.torture import measure
+from server.chat_wire import ChatWire
+from streaming.channel import Channel
+from streaming.events import Print
+from streaming.transcript import Transcript
+
+CLIENTS = 8
+ROUNDS = 2
+EVENTS = 1000
+MANY_ROWS = 3000
+WAITING = 50
+
+
+def reference_micros() -> float:
+    """CPU of a loop of what this project does most: dictionaries, bytes, calls, JSON."""
+    began = time.thread_time()
+    seen: dict[str, int] = {}
+    for number in range(2000):
+        text = json.dumps({"content": f"word {number}"})
+        seen[text] = len(text.encode()) + text.find("9")
+    assert len(seen) == 2000
+    return (time.thread_time() - began) / 2000 * 1e6
+
+
+class Counted(NamedTuple):
+    """Of one unit of work, an event or a request: function calls, reads and writes of the kernel's, and CPU in
+    turns of the reference loop.
+    """
+
+    calls: float
+    system_calls: float
+    turns: float
+
+
+# As measured, and what more may be. A neighbour on the same core doubles CPU time, which counts never do.
+MORE = Counted(1.4, 1.3, 4)
+RELAY: dict[str, Counted] = {
+    "alone": Counted(14.5, 2, 7),
+    "burst": Counted(490, 4, 100),
+    "alone-scrubbed": Counted(34, 2, 9),
+    "burst-scrubbed": Counted(1400, 4, 210),
+    "plain": Counted(450, 4, 80),
+}
+
+
+@pytest.fixture(scope="module")
+def relayed() -> dict[str, Counted]:
+    """Every kind of relaying, by one gateway with keys, limits, metrics and its access log on."""
+    return asyncio.run(_relayed())
+
+
+async def _relayed() -> dict[str, Counted]:
+    bench = Bench(Effort(slice_cpu_seconds=0.08))
+    listening = await bench.listen()
+    with gateway_server(bench.port, module="bench.relay_profiled") as server:
+
+        async def count(work: Work) -> Counted:
+            load = await bench.connected(server.port, work, CLIENTS)
+            cost, profiled, turns = Cost(), Cost(), []
+            await bench.slice(load, server, work, None)
+            before = system_calls_of(server.pid)
+            for _ in range(ROUNDS):
+                turns.append(reference_micros())
+                await bench.slice(load, server, work, cost)
+            system_calls = system_calls_of(server.pid) - before
+            await asyncio.to_thread(_post, server.port, "/profile/start")
+            await bench.slice(load, server, work, profiled)
+            rows = json.loads(await asyncio.to_thread(_post, server.port, "/profile/stop"))
+            load.close()
+            return Counted(
+                sum(calls for _, calls, _, _ in rows) / (profiled.requests * work.units),
+                system_calls / (cost.requests * work.units),
+                min(cost.micros) / min(turns),
+            )
+
+        found = {name: await count(ROWS[name].work) for name in RELAY}
+    listening.close()
+    return found
+
+
+def system_calls_of(pid: int) -> int:
+    """How often a process has read and written."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("syscr", "syscw")))
+
+
+def _post(port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("POST", path, headers={"Authorization": f"Bearer {KEY}"})
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("what", Counted._fields)
+@pytest.mark.parametrize("name", RELAY)
+def test_relaying_costs_no_more(name: str, what: str, relayed: dict[str, Counted]) -> None:
+    most = getattr(RELAY[name], what) * getattr(MORE, what)
+    assert 0 < getattr(relayed[name], what) <= most
+
+
+async def test_an_agents_event_calls_no_more_functions() -> None:
+    """From the channel to the bytes of its chunk, one by one, as a reader that keeps up sees them."""
+    channel, transcript = Channel(), Transcript()
+    wire = ChatWire(run_id="chatcmpl-1", created=1, model="m", include_usage=True)
+
+    async def pass_on(number: int) -> bytes:
+        await channel.send_on_loop(Print(f"row {number}\n"))
+        text = "".join(map(transcript.feed, await channel.receive_many()))
+        return b"".join(wire.reasoning(text))
+
+    await pass_on(0)
+    profile = cProfile.Profile()
+    profile.enable()
+    for number in range(EVENTS):
+        data = await pass_on(number)
+    profile.disable()
+    assert b"row 999" in data
+    profile.create_stats()
+    calls = sum(row[1] for row in profile.stats.values()) / EVENTS
+    assert 0 < calls < 130  # 86 as measured
+
+
+class Agents(NamedTuple):
+    """CPU of a run, as part of the bare agent's that is built anew; of a printed row, in turns; memory of a run
+    that waits, in KB. As measured: 0.2, 8, 92.
+    """
+
+    run: float
+    row_turns: float
+    waiting_kb: float
+
+
+@pytest.fixture(scope="module")
+def agents() -> Iterator[Agents]:
+    with (
+        scripted_upstream() as port,
+        measured_gateway(
+            UPSTREAM_OPENAI_BASE=f"http://127.0.0.1:{port}/v1",
+            AGENTS="scripted=bench.bare_agent:create_agent",
+            JAIL="off",
+            MAX_RUNNING=str(WAITING),
+        ) as (_, base),
+    ):
+        yield asyncio.run(_agents(base))
+
+
+async def _agents(base: str) -> Agents:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        few = ask("rows", "scripted")
+        many = few | {"metadata": {"rows": str(MANY_ROWS)}}
+        await at_once(session, base, few, 4, 2)
+        waiting_kb = await _waiting_kb(session, base)
+        await at_once(session, base, many, 1, 1)
+        bare, run, row, turns = [], [], [], []
+        for _ in range(ROUNDS):
+            turns.append(reference_micros())
+            bare.append((await bare_runs(session, base, 20, 5)).cpu * 1e3)
+            run.append((await at_once(session, base, few, 1, 5)).cpu_ms)
+            row.append((await at_once(session, base, many, 1, 1)).cpu_ms)
+        row_micros = (min(row) - min(run)) * 1e3 / MANY_ROWS
+        return Agents(min(run) / min(bare), row_micros / min(turns), waiting_kb)
+
+
+async def _waiting_kb(session: aiohttp.ClientSession, base: str) -> float:
+    before = await measure(session, base)
+    runs = [asyncio.ensure_future(client(session, base, ask("wait 2"))) for _ in range(WAITING)]
+    while (during := await measure(session, base))["running"] < WAITING:
+        assert not any(run.done() for run in runs), "the first ended before the last began"
+        await asyncio.sleep(0.1)
+    during = await measure(session, base)
+    await asyncio.gather(*runs)
+    return float(during["rss_kib"] - before["rss_kib"]) / WAITING * 1.024
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("run", 0.36), ("row_turns", 20.0), ("waiting_kb", 150.0)]
+)
+def test_an_agent_costs_no_more(name: str, most: float, agents: Agents) -> None:
+    assert 0 < getattr(agents, name) < most
+
+
+# What the first request needs of others, with all that these import. smolagents takes most of a start.
+NEEDED = "aiohttp.web, aiohttp_sse, anyio, msgspec, multidict, smolagents, uvloop, yaml"
+# Of ours, what a deployment may never need.
+LATER = {
+    *("server.embedded", "server.metrics", "server.worker_pool", "server.worker_post"),
+    *("streaming.runners.process", "streaming.runners.ray", "streaming.mcp_tool"),
+}
+
+
+def imported(lines: Iterable[str]) -> set[str]:
+    """The modules that `python -X importtime` tells of."""
+    told = (line for line in lines if line.startswith("import time:"))
+    return {line.rpartition("|")[2].strip() for line in told}
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+
+
+def test_a_start_imports_only_what_the_first_request_needs() -> None:
+    telling = (sys.executable, "-X", "importtime")
+    command = (*telling, "-c", f"import {NEEDED}")
+    needed = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr
+    folder = str(Path(__file__).parent.parent)
+    with server_process(command=(*telling, "-m", "server"), PYTHONPATH=folder) as server:
+        found = imported(server.lines)
+    assert {"server.chat", "smolagents", "aiohttp.web"} <= found
+    assert found & LATER == set()
+    own = {"sanitize", "streaming", "server"}
+    assert packages(found) - own - packages(imported(needed.splitlines())) == set()
