@@ -1,6 +1,6 @@
 """The relay benchmark's upstream: prepared bytes, as fast as Python can write them.
 
-In: requests whose `user` field names a pace, a stream and a client. Out: the reply in one write, or one
+In: requests whose first message names a pace, a stream and a client. Out: the reply in one write, or one
 event at each call of `send_next`, for which whoever holds the `Upstreams` finds the stream by the
 client's number. It runs in the load's own process, so that "the client has the last" is exact.
 """
@@ -15,7 +15,7 @@ from bench.relay_work import MODEL, PLAIN, STREAMS, Stream
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_ASKED = re.compile(rb'"user": *"bench (\w+) (\w+) (\d+)"')
+_ASKED = re.compile(rb"bench (\w+) (\w+) (\d+)")
 _COMMON = (
     b"HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
     b"x-request-id: 5b8e7f0d1c\r\n"

@@ -181,9 +181,8 @@ class Work:
             {
                 "model": f"{MODEL}-nothink" if self.scrubbed else MODEL,
                 "stream": self.pace != "plain",
-                "user": f"bench {self.pace} {self.stream} {client}",
                 "messages": [
-                    {"role": "system", "content": "You are a helpful assistant."},
+                    {"role": "system", "content": f"bench {self.pace} {self.stream} {client}"},
                     {"role": "user", "content": "Say two hundred words about relays, please."},
                 ],
             }
