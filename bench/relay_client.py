@@ -14,6 +14,8 @@ from bench.relay_work import STREAMS, Work, WrongAnswer
 
 # How long a silent event is given before the next one follows it.
 SILENT_SECONDS = 0.001
+# Likewise behind a proxy that makes events of its own, of which some may be left out.
+OTHERS_SILENT_SECONDS = 0.03
 
 
 @dataclass
@@ -70,6 +72,7 @@ class Client(asyncio.Protocol):
 
     def close(self) -> None:
         self._busy = False
+        self._upstreams.pop(self.number, None)
         if self._silence is not None:
             self._silence.cancel()
         if self._transport is not None:
@@ -83,6 +86,8 @@ class Client(asyncio.Protocol):
         self._busy = True
         self._reset()
         self._transport.write(self._request)
+        if self._is_lockstep and not self._work.exact:
+            self._await_silence(OTHERS_SILENT_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter_ns()
@@ -139,16 +144,21 @@ class Client(asyncio.Protocol):
         self._length = int(length.split(b"\r\n", 1)[0]) if named else None
 
     def _next_event(self) -> None:
-        upstream = self._upstreams[self.number]
+        upstream = self._upstreams.get(self.number)
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
-        if not upstream.has_more:
+        if upstream is not None and upstream.has_more:
+            upstream.send_next()
+        elif upstream is not None and self._work.exact:
             return
-        upstream.send_next()
-        if self._work.scrubbed and upstream.last_is_silent:
-            loop = asyncio.get_running_loop()
-            self._silence = loop.call_later(SILENT_SECONDS, self._next_event)
+        if not self._work.exact:
+            self._await_silence(OTHERS_SILENT_SECONDS)
+        elif self._work.scrubbed and upstream is not None and upstream.last_is_silent:
+            self._await_silence(SILENT_SECONDS)
+
+    def _await_silence(self, seconds: float) -> None:
+        self._silence = asyncio.get_running_loop().call_later(seconds, self._next_event)
 
     def _note_delay(self, now: int) -> None:
         body, self._body = b"".join(self._body), []
