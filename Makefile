@@ -81,7 +81,7 @@ pins: ## pin what is installed now, after an upgrade that passed its tests
 
 .PHONY: clean
 clean: ## remove .venv and all caches
-	rm -rf .venv .venv-clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients .venv-rivals build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
