@@ -68,6 +68,15 @@ def input_of(record: Record) -> list[Json]:
     return _items.decode(record.input)
 
 
+def no_previous_response(response_id: str) -> InvalidRequest:
+    """A bad request, as at OpenAI: the address is right, what it names is not there."""
+    return InvalidRequest(
+        f"Previous response with id '{response_id[:128]}' not found.",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    )
+
+
 async def _of_response(store: Store, owner: str, response_id: str) -> Context:
     items: list[Json] = []
     known: list[Json] = []
@@ -79,11 +88,7 @@ async def _of_response(store: Store, owner: str, response_id: str) -> Context:
         record = await store.get(link, owner)
         if record is None or record.kind != KIND:
             if link == response_id:
-                raise ResponseNotFound(
-                    f"Previous response with id '{response_id[:128]}' not found.",
-                    param="previous_response_id",
-                    code="previous_response_not_found",
-                )
+                raise no_previous_response(response_id)
             break
         if record.active:
             raise InvalidRequest(

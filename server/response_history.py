@@ -14,6 +14,7 @@ from aiohttp import web
 
 from server.chat_request import decoded
 from server.keys import API_KEY, PRESENCE, SETTINGS, STORE
+from server.response_context import no_previous_response
 from streaming.failures import InvalidRequest, SmolgateError
 from streaming.json_codec import decode_json, encode_json
 from streaming.store import Record
@@ -76,7 +77,7 @@ class ResponseHistory:
                 "'conversation' must be absent beside 'previous_response_id'.", param="conversation"
             )
         if self._previous is not None:
-            raise _no_response(self._previous)
+            raise no_previous_response(self._previous)
         if self._conversation is not None:
             raise InvalidRequest(
                 f"Conversation with id '{self._conversation[:MAX_ID_CHARACTERS]}' not found.",
@@ -121,7 +122,7 @@ class ResponseHistory:
             if record is None or record.kind != KIND:
                 if not records:
                     return False
-                raise _no_response(following)  # it was deleted
+                raise no_previous_response(following)  # it was deleted
             if record.active:
                 raise InvalidRequest(
                     f"The response '{following}' has not ended yet.", param="previous_response_id"
@@ -156,14 +157,6 @@ class ResponseHistory:
             if len(page) < PAGE_ITEMS:
                 return True
             after = page[-1][0]
-
-
-def _no_response(response_id: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Previous response with id '{response_id[:MAX_ID_CHARACTERS]}' not found.",
-        param="previous_response_id",
-        code="previous_response_not_found",
-    )
 
 
 def _with_id(item: Json, stem: str, index: int) -> Json:

@@ -431,7 +431,7 @@ async def is_refused(gateway: Gateway, body: dict[str, Any], param: str) -> None
 async def test_an_unknown_previous_response_is_not_found(make_gateway: MakeGateway) -> None:
     gateway = await make_gateway()
     status, told = await ask(gateway, {"input": "go", "previous_response_id": "resp_nobody"})
-    assert status == 404
+    assert status == 400
     assert told["error"]["code"] == "previous_response_not_found"
     assert told["error"]["param"] == "previous_response_id"
     status, told = await ask(gateway, {"input": "go", "conversation": {"id": "conv_nobody"}})
