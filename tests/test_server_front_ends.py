@@ -186,6 +186,50 @@ async def a_run_is_begun_at_one_watched_at_another_and_cancelled_at_the_third(
     assert (status, ended["outcome"]) == (200, "cancelled")
 
 
+async def a_response_is_begun_at_one_watched_at_another_and_cancelled_at_the_third(
+    fleet: Fleet, upstream: FakeUpstream
+) -> None:
+    upstream.handler = halting
+    ask = {"input": "go", "background": True}
+    status, begun = await fleet.post(0, ask, "/responses")
+    assert (status, begun["status"]) == (200, "queued")
+    at = f"/responses/{begun['id']}"
+    watched = asyncio.create_task(fleet.get(1, f"{at}?stream=true"))
+    await until(lambda: upstream.requests)
+    assert (await fleet.get(2, at, **as_key("k-single")))[0] == 404
+    assert (await fleet.post(2, None, f"{at}/cancel", **as_key("k-single")))[0] == 404
+    status, told = await fleet.post(2, None, f"{at}/cancel")
+    assert (status, told["id"]) == (200, begun["id"])
+    async with asyncio.timeout(10):
+        status, events = await watched
+    assert status == 200
+    numbers = [event["sequence_number"] for event in events[:-1]]
+    assert numbers == list(range(len(numbers)))
+    assert events[-2]["response"]["status"] == "cancelled"
+    status, rest = await fleet.get("nginx", f"{at}?stream=true&starting_after=1")
+    assert rest == events[2:]
+    for each in (0, 1, 2):
+        assert (await fleet.get(each, at))[1]["status"] == "cancelled"
+    assert (await fleet.post(0, None, f"{at}/cancel"))[0] == 200  # once more does no harm
+
+
+async def a_conversation_goes_on_wherever_its_next_turn_is_said(
+    fleet: Fleet, upstream: FakeUpstream
+) -> None:
+    turns = iter(("box = 6 * 7", "box += 1", "pass"))
+    upstream.handler = scripted(
+        lambda messages: f"<code>\n{next(turns)}\nfinal_answer(box)\n</code>"
+    )
+    previous, answers = None, []
+    for at in (0, 1, 2):
+        ask = {"input": "go", "previous_response_id": previous}
+        status, reply = await fleet.post(at, ask, "/responses")
+        assert status == 200, reply
+        previous = reply["id"]
+        answers.append(reply["output"][-1]["content"][0]["text"])
+    assert answers == ["42", "43", "43"]
+
+
 async def one_wish_makes_one_run_wherever_it_is_said(fleet: Fleet, upstream: FakeUpstream) -> None:
     key = {"Idempotency_Key": "wish"}
     at: tuple[int | str, ...] = (0, 1, 2, "nginx", "nginx", "nginx")
@@ -302,6 +346,8 @@ async def test_a_client_that_leaves_before_its_run_is_begun_keeps_no_place(
 
 SCENARIOS = (
     a_run_is_begun_at_one_watched_at_another_and_cancelled_at_the_third,
+    a_response_is_begun_at_one_watched_at_another_and_cancelled_at_the_third,
+    a_conversation_goes_on_wherever_its_next_turn_is_said,
     one_wish_makes_one_run_wherever_it_is_said,
     results_of_tools_reach_the_run_wherever_they_are_sent,
     a_keys_limits_hold_at_all_together,
