@@ -47,6 +47,7 @@ _EVENT = {
     "additionalProperties": False,
     "properties": {
         "event": {"const": "message"},  # what an event is that has no name
+        "id": {"type": "string"},  # its number, where the stream is kept
         "data": {
             "type": "string",
             "anyOf": [

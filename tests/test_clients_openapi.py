@@ -21,6 +21,28 @@ CHECKS = (
 )
 
 
+COMPLETION = {
+    "id": "chatcmpl-up",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "up/model",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "x"},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "total_tokens": 2,
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    },
+}
+
+
 async def any_reply(request: web.Request) -> web.StreamResponse:
     """An upstream that takes whatever it is sent."""
     if request.path.endswith("/chat/completions"):
@@ -32,6 +54,7 @@ async def any_reply(request: web.Request) -> web.StreamResponse:
             return await scripted(lambda _: "<code>\nfinal_answer('x')\n</code>", pieces=99)(
                 request
             )
+        return web.json_response(COMPLETION)
     return web.json_response({"ok": True})
 
 
