@@ -119,13 +119,16 @@ def run_object(run: Run, runner: str) -> dict[str, Any]:
 def for_its_caller(entry: dict[str, Any]) -> dict[str, Any]:
     """The same without what is an operator's to know; a model that a key may not use does not exist for it."""
     told = {name: value for name, value in entry.items() if name not in FOR_OPERATORS}
-    told["doing"] = _unnamed(told["doing"])
+    told["doing"] = _unnamed(told.get("doing"))
     if told.get("timeline") is not None:
         told["timeline"] = [_unnamed(span) for span in told["timeline"]]
     return told
 
 
-def _unnamed(part: Span | Doing | None) -> Span | Doing | None:
-    if part is None or part.kind != "model":
-        return part
-    return msgspec.structs.replace(part, name="")
+def _unnamed(part: Any) -> Any:
+    """A span, or what a run is at, as it is here or as another server has told it."""
+    if isinstance(part, Span | Doing):
+        return msgspec.structs.replace(part, name="") if part.kind == "model" else part
+    if isinstance(part, dict) and part["kind"] == "model":
+        return part | {"name": ""}
+    return part

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from server.finished_runs import for_its_caller, run_object
+from server.finished_runs import KEPT_SECONDS, for_its_caller, run_object
 from server.neighbours import JOIN_HEADER, Road
 from server.presence import Presence
 from server.worker_wire import Inquiry
@@ -105,7 +106,7 @@ class FrontEnds:
             self._later(self._forget(run_id, owner))
 
     def _body_of(self, run: Run) -> bytes:
-        return _json(for_its_caller(run_object(run, self._runner)))
+        return _json(run_object(run, self._runner))
 
     def _release(self, run_id: str) -> bool:
         release = self._published.pop(run_id, None)
@@ -140,8 +141,8 @@ class FrontEnds:
                 )
 
     async def end_lost(self, record: Record, error: SmolgateError) -> None:
-        told: dict[str, Any] = msgspec.json.decode(record.body or b"{}")
-        told |= {"id": record.id, "object": "run", "status": "done", "outcome": error.code}
+        told = _untold(record) | msgspec.json.decode(record.body or b"{}")
+        told |= {"status": "done", "outcome": error.code, "ended": int(time.time()), "doing": None}
         await self._store.finish(record.id, record.run, status="failed", body=_json(told))
 
     def _cancel(self, run_id: str) -> None:
@@ -201,17 +202,29 @@ class FrontEnds:
             owner = await store.owner_of(_call(inquiry.key, inquiry.id))
             return [owner.encode()] if owner is not None and owner != own else []
         if inquiry.wish == "list":
-            found = await store.records(inquiry.key, KIND, status="in_progress", limit=MAX_LISTED)
-            return [_told_of(each) for each in found if each.front_end != own]
-        record = await store.get(inquiry.id, inquiry.key)
+            found = await self._listed(inquiry)
+            return [_told_of(each, inquiry) for each in found if each.front_end != own]
+        record = await self._record_of(inquiry)
         if record is None or record.kind != KIND:
             return []
         if inquiry.wish == "cancel":
             if not record.active:
                 return []
-            await store.ask_cancel(inquiry.id, inquiry.key)
-            return [_told_of(record, status="stopping")]
-        return [_told_of(record)]
+            await store.ask_cancel(inquiry.id, record.owner)
+            return [_told_of(record, inquiry, status="stopping")]
+        return [_told_of(record, inquiry)]
+
+    async def _listed(self, inquiry: Inquiry) -> list[Record]:
+        if inquiry.everybody:
+            return await self._store.runs(ended_seconds=inquiry.ended_seconds, limit=MAX_LISTED)
+        return await self._store.records(inquiry.key, KIND, status="in_progress", limit=MAX_LISTED)
+
+    async def _record_of(self, inquiry: Inquiry) -> Record | None:
+        record = await self._store.get(inquiry.id, inquiry.key)
+        if record is None and inquiry.everybody:
+            lately = await self._store.runs(ended_seconds=KEPT_SECONDS, limit=MAX_LISTED)
+            record = next((each for each in lately if each.id == inquiry.id), None)
+        return record
 
     async def owner_of(
         self, wish: bytes, *, instead_of: str | None = None, by_force: bool = False
@@ -271,16 +284,30 @@ def _call(owner: str, call_id: str) -> bytes:
     return hashlib.sha256(f"call\n{owner}\n{call_id}".encode()).digest()
 
 
-def _told_of(record: Record, **changed: str) -> bytes:
+def _told_of(record: Record, inquiry: Inquiry, **changed: str) -> bytes:
     told: dict[str, Any] = msgspec.json.decode(record.body or b"{}")
-    if not told:
-        told = {
-            "id": record.id,
-            "object": "run",
-            "status": "queued",
-            "created": int(record.created),
-        }
-    return _json(told | changed)
+    told = _untold(record) | told | changed
+    return _json(told if inquiry.everybody else for_its_caller(told))
+
+
+def _untold(record: Record) -> dict[str, Any]:
+    """A run of which its front end has not told yet."""
+    return {
+        "id": record.id,
+        "object": "run",
+        "agent": "",
+        "status": "queued",
+        "created": int(record.created),
+        "ended": None,
+        "queue_seconds": 0.0,
+        "seconds": 0.0,
+        "step": 0,
+        "doing": None,
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "outcome": None,
+        "metadata": {},
+        "key": record.owner or None,
+    }
 
 
 def _json(value: Any) -> bytes:

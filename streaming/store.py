@@ -15,7 +15,7 @@ Rules that every implementation keeps:
  2. A record is written by its `run` alone, and only while it has not ended: whoever was replaced, cancelled by
     deletion, or taken for lost gets `RecordGone`, and stops its run. Nothing is ever run twice.
  3. Events are numbered from 0 without holes: `append` says which number it begins with.
- 4. `owner` stands in every question of a caller: another key's record is as good as none.
+ 4. `owner` stands in every question of a caller: another key's record is as good as none. `runs` is an operator's.
  5. Everything raises `StoreFailed` (503) where the store cannot be had; the server goes on.
 """
 
@@ -227,6 +227,12 @@ class Store(ABC):
         self, owner: str, kind: str, *, status: str | None = None, limit: int = 100
     ) -> list[Record]:
         """The latest first, without input and memory."""
+
+    @abstractmethod
+    async def runs(self, *, ended_seconds: float, limit: int) -> list[Record]:
+        """Everybody's records of the kind `run` that have not ended, or did so within so many seconds, without input and
+        memory: for operators.
+        """
 
     @abstractmethod
     async def ask_cancel(self, record_id: str, owner: str) -> Record | None:

@@ -30,6 +30,7 @@ ANSWER = "<code>\nfinal_answer('hello')\n</code>"
 LEASE_SECONDS = 4.0
 KEYS = [
     {"name": "free", "key": "k-free"},
+    {"name": "boss", "key": "k-boss", "operator": True},
     {"name": "single", "key": "k-single", "concurrent_runs": 1},
     {"name": "paced", "key": "k-paced", "requests_per_minute": 4},
     {"name": "poor", "key": "k-poor", "tokens_per_day": 20},
@@ -230,6 +231,44 @@ async def a_conversation_goes_on_wherever_its_next_turn_is_said(
     assert answers == ["42", "43", "43"]
 
 
+async def an_operator_sees_and_ends_everybodys_runs_from_anywhere(
+    fleet: Fleet, upstream: FakeUpstream
+) -> None:
+    upstream.handler = halting
+    boss = as_key("k-boss")
+    async with under_way(fleet, 0) as begun:
+        async with asyncio.timeout(20):
+            while not (  # noqa: ASYNC110
+                found := [run for run in await all_runs(fleet, 2, **boss) if run["ended"] is None]
+            ):
+                await asyncio.sleep(0.05)
+        (run,) = found
+        await until(lambda: upstream.requests)
+        assert (await fleet.get(1, "/runs?scope=all"))[0] == 403
+        status, told = await fleet.post(1, None, f"/runs/{run['id']}/cancel", **boss)
+        assert (status, told["id"], told["key"]) == (200, run["id"], run["key"])
+        async with asyncio.timeout(10):
+            assert (await begun)[1][-2]["error"]["code"] == "cancelled"
+    async with asyncio.timeout(20):  # and then what became of it
+        while (ended := await run_of(fleet, 2, run["id"], **boss))["outcome"] != "cancelled":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert ended["ended"]
+    assert run["id"] in [each["id"] for each in await all_runs(fleet, 1, **boss)]
+    assert "key" not in await run_of(fleet, 2, run["id"])
+
+
+async def all_runs(fleet: Fleet, at: int, **headers: str) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = (await fleet.get(at, "/runs?scope=all", **headers))[1]["data"]
+    return runs
+
+
+async def run_of(fleet: Fleet, at: int, run_id: str, **headers: str) -> dict[str, Any]:
+    status, told = await fleet.get(at, f"/runs/{run_id}", **headers)
+    assert status == 200
+    run: dict[str, Any] = told
+    return run
+
+
 async def one_wish_makes_one_run_wherever_it_is_said(fleet: Fleet, upstream: FakeUpstream) -> None:
     key = {"Idempotency_Key": "wish"}
     at: tuple[int | str, ...] = (0, 1, 2, "nginx", "nginx", "nginx")
@@ -348,6 +387,7 @@ SCENARIOS = (
     a_run_is_begun_at_one_watched_at_another_and_cancelled_at_the_third,
     a_response_is_begun_at_one_watched_at_another_and_cancelled_at_the_third,
     a_conversation_goes_on_wherever_its_next_turn_is_said,
+    an_operator_sees_and_ends_everybodys_runs_from_anywhere,
     one_wish_makes_one_run_wherever_it_is_said,
     results_of_tools_reach_the_run_wherever_they_are_sent,
     a_keys_limits_hold_at_all_together,

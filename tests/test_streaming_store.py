@@ -69,6 +69,21 @@ async def test_another_owner_finds_nothing_and_changes_nothing(store: Store) -> 
     assert await stored(store, "r", 0) == [(0, b"a")]
 
 
+async def test_an_operator_is_told_of_everybodys_runs_and_of_nothing_else(store: Store) -> None:
+    for number, owner in enumerate(("me", "you")):
+        await store.create(record(f"going {number}", owner=owner, kind="run", input=b"[]"))
+        await store.create(record(f"ended {number}", owner=owner, kind="run"))
+        await store.finish(f"ended {number}", "run", status="completed", body=b"{}")
+    await store.create(record("no run"))
+    found = await store.runs(ended_seconds=600, limit=9)
+    assert {each.id for each in found} == {"going 0", "going 1", "ended 0", "ended 1"}
+    assert {each.owner for each in found} == {"me", "you"}
+    assert not any(each.input for each in found)
+    going_on = await store.runs(ended_seconds=0, limit=9)
+    assert {each.id for each in going_on} == {"going 0", "going 1"}
+    assert len(await store.runs(ended_seconds=600, limit=1)) == 1
+
+
 async def test_only_its_run_writes_a_record_and_only_until_it_ends(store: Store) -> None:
     await store.create(record())
     with pytest.raises(RecordGone):

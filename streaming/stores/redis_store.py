@@ -7,7 +7,7 @@ server's.
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -169,18 +169,42 @@ class RedisStore(Store):
         wanted: list[Record] = []
         begin, key = 0, f"{PREFIX}o:{owner} {kind}"
         while len(wanted) < limit:
-            try:
-                ids = await self._redis.zrevrange(key, begin, begin + limit - 1)
-            except (RedisError, OSError, TimeoutError) as error:
-                raise self._failed(error) from error
+            ids = await self._ids(self._redis.zrevrange(key, begin, begin + limit - 1))
             if not ids:
                 break
             begin += len(ids)
-            found = map(_record, filter(None, await self._hashes([each.decode() for each in ids])))
+            found = await self._light(ids)
             wanted += [each for each in found if status in {None, each.status}]
-        for record in wanted:
-            record.input = record.memory = b""
         return wanted[:limit]
+
+    async def runs(self, *, ended_seconds: float, limit: int) -> list[Record]:
+        going_on = await self._ids(self._redis.zrevrange(f"{PREFIX}active", 0, limit - 1))
+        oldest = (await self._time()) - ended_seconds
+        ended = await self._ids(
+            self._redis.zrevrangebyscore(f"{PREFIX}ended:run", "+inf", oldest, 0, limit)
+        )
+        found = await self._light(list(dict.fromkeys(going_on + ended)))
+        return [each for each in found if each.kind == "run"][:limit]
+
+    async def _ids(self, asking: Awaitable[Sequence[bytes]]) -> list[str]:
+        try:
+            return [each.decode() for each in await asking]
+        except (RedisError, OSError, TimeoutError) as error:
+            raise self._failed(error) from error
+
+    async def _time(self) -> float:
+        try:
+            seconds, micros = await self._redis.time()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise self._failed(error) from error
+        return float(seconds) + float(micros) / 1e6
+
+    async def _light(self, record_ids: Sequence[str]) -> list[Record]:
+        """Those that are there, without input and memory."""
+        found = list(map(_record, filter(None, await self._hashes(record_ids))))
+        for record in found:
+            record.input = record.memory = b""
+        return found
 
     async def ask_cancel(self, record_id: str, owner: str) -> Record | None:
         await self._do("ask_cancel", record_id, owner)

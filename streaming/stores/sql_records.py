@@ -166,6 +166,15 @@ def listed(
     where, values = "owner = ? AND kind = ?", [owner, kind]
     if status is not None:
         where, values = where + " AND status = ?", [*values, status]
+    return _latest(db, where, values, limit)
+
+
+def runs(db: SqlConnection, ended_seconds: float, limit: int) -> list[Record]:
+    where = "kind = 'run' AND (ended IS NULL OR ended > ?)"
+    return _latest(db, where, [db.now() - ended_seconds], limit)
+
+
+def _latest(db: SqlConnection, where: str, values: Sequence[object], limit: int) -> list[Record]:
     found = db.rows(
         f"SELECT {_COLUMNS} FROM records WHERE {where} ORDER BY created DESC, id DESC LIMIT ?",
         *(*values, limit),

@@ -124,6 +124,9 @@ class SqlStore(Store):
     ) -> list[Record]:
         return await self._read(lambda db: sql_records.listed(db, owner, kind, status, limit))
 
+    async def runs(self, *, ended_seconds: float, limit: int) -> list[Record]:
+        return await self._read(lambda db: sql_records.runs(db, ended_seconds, limit))
+
     async def ask_cancel(self, record_id: str, owner: str) -> Record | None:
         return await self._write(lambda db: sql_records.ask_cancel(db, record_id, owner))
 
