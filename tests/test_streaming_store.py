@@ -231,3 +231,18 @@ async def test_a_watch_wakes_with_every_change(store: Store) -> None:
         await store.finish("r", "run", status="completed")
         await watch.changed()
     assert not store.watches._watches
+
+
+async def test_what_is_stored_after_its_end_has_ended(store: Store) -> None:
+    await store.create(record("early"))
+    await store.finish("early", "run", status="completed")
+    await store.create(record("whole", status="completed", ended=1e9, created=1e9))
+    found = await store.get("whole", "me")
+    assert found is not None and found.ended == 1e9
+    assert (await store.heads(["whole"]))["whole"].ended == 1e9
+    with pytest.raises(RecordGone):
+        await store.append("whole", "run", 0, [b"late"])
+    await store.create(record("next"), most=1)
+    assert [each.id for each in await store.adopt_lost("there", "adopted")] == ["next"]
+    assert await store.sweep(days=1, max_bytes=1 << 30) == 1
+    assert await store.get("whole", "me") is None

@@ -56,6 +56,11 @@ local function set(id, name, value)
   call('HSET', record(id), name, value)
 end
 
+local function has_ended(id, kind, ended)
+  call('ZADD', P .. 'ended', ended, id)
+  if kind == 'run' then call('ZADD', P .. 'ended:run', ended, id) end
+end
+
 local function head(id)
   return call('HMGET', record(id), 'created', 'run', 'status', 'next_sequence', 'cancel_asked', 'ended')
 end
@@ -72,19 +77,23 @@ if step == 'create' then
     if active >= most then return 'LIMIT' end
   end
   if there then drop(id) end
-  local created = A[7]
+  local created, ended = A[7], A[8]
   if created == '0.000000' then created = text(now()) end
   call('HSET', record(id), 'id', id, 'owner', owner, 'kind', kind, 'created', created,
-    'next_sequence', '0', 'cancel_asked', '0', 'bytes', '0', 'ended', '')
+    'next_sequence', '0', 'cancel_asked', '0', 'bytes', '0', 'ended', ended)
   local size = 256
-  for index = 8, #A, 2 do
+  for index = 9, #A, 2 do
     call('HSET', record(id), A[index], A[index + 1])
     size = size + #A[index + 1]
   end
   grow(id, size)
   call('ZADD', P .. 'o:' .. of, created, id)
-  call('SADD', P .. 'a:' .. of, id)
-  call('ZADD', P .. 'active', created, id)
+  if ended == '' then
+    call('SADD', P .. 'a:' .. of, id)
+    call('ZADD', P .. 'active', created, id)
+  else
+    has_ended(id, kind, ended)
+  end
   return 'OK'
 
 elseif step == 'append' then
@@ -106,8 +115,7 @@ elseif step == 'finish' then
   local h = call('HMGET', record(id), 'owner', 'kind')
   call('SREM', P .. 'a:' .. h[1] .. ' ' .. h[2], id)
   call('ZREM', P .. 'active', id)
-  call('ZADD', P .. 'ended', ended, id)
-  if h[2] == 'run' then call('ZADD', P .. 'ended:run', ended, id) end
+  has_ended(id, h[2], ended)
   return 'OK'
 
 elseif step == 'update' then

@@ -101,10 +101,11 @@ class RedisStore(Store):
         for name in ("previous", "conversation"):
             if (value := getattr(record, name)) is not None:
                 fields += (name, value)
+        ended = "" if record.ended is None else f"{record.ended:.6f}"
         answer = await self._do(
             "create",
             *(record.id, record.owner, record.kind, int(replace), most),
-            *(f"{record.created:.6f}", *fields),
+            *(f"{record.created:.6f}", ended, *fields),
         )
         if answer == b"EXISTS":
             raise AlreadyStored("It is stored already.")
