@@ -238,7 +238,8 @@ async def test_what_is_stored_after_its_end_has_ended(store: Store) -> None:
     await store.finish("early", "run", status="completed")
     await store.create(record("whole", status="completed", ended=1e9, created=1e9))
     found = await store.get("whole", "me")
-    assert found is not None and found.ended == 1e9
+    assert found is not None
+    assert found.ended == 1e9
     assert (await store.heads(["whole"]))["whole"].ended == 1e9
     with pytest.raises(RecordGone):
         await store.append("whole", "run", 0, [b"late"])
@@ -246,3 +247,16 @@ async def test_what_is_stored_after_its_end_has_ended(store: Store) -> None:
     assert [each.id for each in await store.adopt_lost("there", "adopted")] == ["next"]
     assert await store.sweep(days=1, max_bytes=1 << 30) == 1
     assert await store.get("whole", "me") is None
+
+
+async def test_conversations_count_among_the_bytes_and_go_with_the_oldest(store: Store) -> None:
+    await store.create_conversation(Conversation(id="old", owner="me"))
+    await store.add_items("old", "me", [("a", b"x" * 10_000)])
+    await store.create_conversation(Conversation(id="new", owner="me"))
+    await store.add_items("new", "me", [("a", b"x" * 10_000)])
+    await store.create(record("latest"))
+    await store.finish("latest", "run", status="completed")
+    assert await store.sweep(days=1, max_bytes=15_000) == 1
+    assert await store.get_conversation("old", "me") is None
+    assert await store.get_conversation("new", "me") is not None
+    assert await store.get("latest", "me") is not None

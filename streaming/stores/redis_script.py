@@ -30,6 +30,12 @@ local function drop(id)
   call('DEL', record(id), P .. 'e:' .. id)
 end
 
+local function drop_conversation(id)
+  call('DECRBY', P .. 'bytes', call('HGET', P .. 'v:' .. id, 'bytes') or 0)
+  call('DEL', P .. 'v:' .. id, P .. 'i:' .. id, P .. 'd:' .. id)
+  call('ZREM', P .. 'used', id)
+end
+
 local function is_its_own(id, run)
   local h = call('HMGET', record(id), 'run', 'ended')
   return h[1] == run and h[2] == ''
@@ -206,16 +212,20 @@ elseif step == 'sweep' then
     if call('EXISTS', record(id)) == 1 then drop(id); swept = swept + 1 end
   end
   if swept == 0 then
-    for _, id in ipairs(call('ZRANGE', P .. 'ended', 0, limit - 1)) do
-      if tonumber(call('GET', P .. 'bytes') or '0') <= most then break end
-      drop(id)
+    while swept < limit and tonumber(call('GET', P .. 'bytes') or '0') > most do
+      local ended = call('ZRANGE', P .. 'ended', 0, 0, 'WITHSCORES')
+      local used = call('ZRANGE', P .. 'used', 0, 0, 'WITHSCORES')
+      if not ended[1] and not used[1] then break end
+      if used[1] and (not ended[1] or tonumber(used[2]) < tonumber(ended[2])) then
+        drop_conversation(used[1])
+      else
+        drop(ended[1])
+      end
       swept = swept + 1
     end
   end
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'used', '-inf', '(' .. text(time - before), 'LIMIT', 0, limit)) do
-    call('DECRBY', P .. 'bytes', call('HGET', P .. 'v:' .. id, 'bytes'))
-    call('DEL', P .. 'v:' .. id, P .. 'i:' .. id, P .. 'd:' .. id)
-    call('ZREM', P .. 'used', id)
+    drop_conversation(id)
     swept = swept + 1
   end
   return swept
@@ -243,9 +253,7 @@ if step == 'update_conversation' then
   call('HSET', conversation, 'body', A[4])
   return 1
 elseif step == 'delete_conversation' then
-  call('DECRBY', P .. 'bytes', call('HGET', conversation, 'bytes'))
-  call('DEL', conversation, order, data)
-  call('ZREM', P .. 'used', id)
+  drop_conversation(id)
   return 1
 elseif step == 'add_items' then
   local size = 0

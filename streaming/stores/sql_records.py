@@ -36,7 +36,7 @@ def create(db: SqlConnection, record: Record, *, replace: bool, most: int) -> No
         if db.rows(active, record.owner, record.kind, record.id)[0][0] >= most:
             raise OverLimit
     if there:
-        _drop(db, [record.id])
+        drop(db, [record.id])
     size = len(record.body) + len(record.input) + len(record.memory) + ROW_BYTES
     db.run(
         f"INSERT INTO records ({_COLUMNS}, input, memory, bytes) "
@@ -156,7 +156,7 @@ def events(db: SqlConnection, record_id: str, owner: str, start: int, limit_byte
 def delete(db: SqlConnection, record_id: str, owner: str) -> bool:
     if not db.rows("SELECT 1 FROM records WHERE id = ? AND owner = ?", record_id, owner):
         return False
-    _drop(db, [record_id])
+    drop(db, [record_id])
     return True
 
 
@@ -207,25 +207,10 @@ def adopt_lost(db: SqlConnection, front_end: str, run: str, limit: int) -> list[
     return adopted
 
 
-def sweep(
-    db: SqlConnection, *, ended_before: float, runs_ended_before: float, max_bytes: int, limit: int
-) -> int:
-    """At most `limit` records at a time, so that no transaction takes long."""
-    old = db.rows(
-        "SELECT id FROM records WHERE ended < ? OR (ended < ? AND kind = 'run') ORDER BY ended LIMIT ?",
-        *(ended_before, runs_ended_before, limit),
-    )
-    too_many = total_bytes(db) - max_bytes
-    if not old and too_many > 0:
-        for record_id, size in db.rows(
-            "SELECT id, bytes FROM records WHERE ended IS NOT NULL ORDER BY ended LIMIT ?", limit
-        ):
-            old.append((record_id,))
-            too_many -= size
-            if too_many <= 0:
-                break
-    _drop(db, [row[0] for row in old])
-    return len(old)
+def drop(db: SqlConnection, record_ids: Sequence[str]) -> None:
+    for record_id in record_ids:
+        db.run("DELETE FROM events WHERE record = ?", record_id)
+        db.run("DELETE FROM records WHERE id = ?", record_id)
 
 
 def total_bytes(db: SqlConnection) -> int:
@@ -246,12 +231,6 @@ def gone() -> RecordGone:
 def _head(row: tuple[Any, ...]) -> Head:
     created, run, status, next_sequence, cancel_asked, ended = row
     return Head(created, run, status, next_sequence, bool(cancel_asked), ended)
-
-
-def _drop(db: SqlConnection, record_ids: Sequence[str]) -> None:
-    for record_id in record_ids:
-        db.run("DELETE FROM events WHERE record = ?", record_id)
-        db.run("DELETE FROM records WHERE id = ?", record_id)
 
 
 def _record(row: tuple[Any, ...]) -> Record:

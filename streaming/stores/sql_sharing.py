@@ -143,10 +143,15 @@ def update_conversation(db: SqlConnection, conversation_id: str, owner: str, bod
 
 
 def delete_conversation(db: SqlConnection, conversation_id: str, owner: str) -> bool:
-    if not db.run("DELETE FROM conversations WHERE id = ? AND owner = ?", conversation_id, owner):
+    if get_conversation(db, conversation_id, owner) is None:
         return False
-    db.run("DELETE FROM items WHERE conversation = ?", conversation_id)
+    drop_conversation(db, conversation_id)
     return True
+
+
+def drop_conversation(db: SqlConnection, conversation_id: str) -> None:
+    db.run("DELETE FROM conversations WHERE id = ?", conversation_id)
+    db.run("DELETE FROM items WHERE conversation = ?", conversation_id)
 
 
 def add_items(
@@ -212,11 +217,3 @@ def delete_item(db: SqlConnection, conversation_id: str, owner: str, item_id: st
         *(len(data) + ROW_BYTES, conversation_id),
     )
     return True
-
-
-def sweep_conversations(db: SqlConnection, used_before: float, limit: int) -> int:
-    old = db.rows("SELECT id FROM conversations WHERE used < ? LIMIT ?", used_before, limit)
-    for (conversation_id,) in old:
-        db.run("DELETE FROM items WHERE conversation = ?", conversation_id)
-        db.run("DELETE FROM conversations WHERE id = ?", conversation_id)
-    return len(old)

@@ -22,7 +22,7 @@ from streaming.store import (
     StoreFailed,
     StoreNumbers,
 )
-from streaming.stores import sql_records, sql_sharing
+from streaming.stores import sql_records, sql_sharing, sql_sweeping
 from streaming.stores.sql_sharing import DAY_SECONDS
 from streaming.stores.sql_thread import Procedure
 
@@ -228,16 +228,14 @@ class SqlStore(Store):
         swept = 0
         while True:
             some = await self._write(
-                lambda db: (
-                    sql_records.sweep(
-                        db,
-                        ended_before=db.now() - before,
-                        runs_ended_before=db.now() - run_seconds,
-                        max_bytes=max_bytes,
-                        limit=SWEPT_AT_A_TIME,
-                    )
-                    + sql_sharing.sweep_conversations(db, db.now() - before, SWEPT_AT_A_TIME)
+                lambda db: sql_sweeping.sweep_old(
+                    db,
+                    before=db.now() - before,
+                    runs_ended_before=db.now() - run_seconds,
+                    limit=SWEPT_AT_A_TIME,
                 )
+            ) or await self._write(
+                lambda db: sql_sweeping.sweep_large(db, max_bytes=max_bytes, limit=SWEPT_AT_A_TIME)
             )
             swept += some
             if not some:
