@@ -46,6 +46,8 @@ class Presence:
         self.who = FrontEnd(id=f"fe-{secrets.token_hex(8)}", machine=machine_id())
         self.ends_lost: dict[str, EndLost] = {}
         self.lease_seconds = lease_seconds
+        # One for good: what was adopted in an answer that never came is adopted again.
+        self._adopter = f"adopted-{secrets.token_hex(8)}"
         self._days = days
         self._max_bytes = max_bytes
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
@@ -153,7 +155,7 @@ class Presence:
                 await asyncio.wait_for(self._moved.wait(), self.lease_seconds / RENEWALS)
 
     async def _end_lost(self) -> None:
-        for record in await self.store.adopt_lost(self.id, f"adopted-{secrets.token_hex(8)}"):
+        for record in await self.store.adopt_lost(self.id, self._adopter):
             log.warning("%s %s is lost: its server is gone", record.kind, record.id)
             await self._end(record, LOST)
         if not self._abandoned:
@@ -167,13 +169,18 @@ class Presence:
                 await self._end(record, UNSTORED)
 
     async def _end(self, record: Record, error: SmolgateError) -> None:
+        """Whatever one holds, it does not keep the others from being ended."""
         try:
             if (end := self.ends_lost.get(record.kind)) is not None:
-                await end(record, error)
-            else:
-                await self.store.finish(
-                    record.id, record.run, status="failed", first=record.next_sequence
-                )
+                try:
+                    return await end(record, error)
+                except SmolgateError:
+                    raise
+                except Exception:
+                    log.exception("%s %s cannot be told as lost", record.kind, record.id)
+            await self.store.finish(
+                record.id, record.run, status="failed", first=record.next_sequence
+            )
         except StoreFailed:
             self.abandon(record)
         except RecordGone:

@@ -257,7 +257,9 @@ class Store(ABC):
     async def add_items(
         self, conversation_id: str, owner: str, items: Sequence[tuple[str, bytes]]
     ) -> bool:
-        """Ids and JSON, in order. False where there is no such conversation."""
+        """Ids and JSON, in order; one of an id that is there already takes its place, at the end. False where there is no
+        such conversation.
+        """
 
     @abstractmethod
     async def items(
@@ -297,7 +299,7 @@ class Store(ABC):
     @abstractmethod
     async def adopt_lost(self, front_end_id: str, run: str, limit: int = 100) -> Sequence[Record]:
         """Active records whose front end is gone: this one's from now on, under `run`, to be finished. The
-        records come as they were, but for `run` and `front_end`.
+        records come as they were, but for `run` and `front_end`; what is `run`'s already, and has not ended, comes again.
         """
 
     # --- claims

@@ -260,3 +260,23 @@ async def test_conversations_count_among_the_bytes_and_go_with_the_oldest(store:
     assert await store.get_conversation("old", "me") is None
     assert await store.get_conversation("new", "me") is not None
     assert await store.get("latest", "me") is not None
+
+
+async def test_an_item_that_is_added_again_is_there_once_and_last(store: Store) -> None:
+    await store.create_conversation(Conversation(id="c", owner="me"))
+    await store.add_items("c", "me", [("a", b"old"), ("b", b"2")])
+    before = (await store.numbers()).bytes
+    await store.add_items("c", "me", [("a", b"new"), ("a", b"new")])
+    assert await store.items("c", "me") == [("b", b"2"), ("a", b"new")]
+    assert await store.items("c", "me", after="a") == []
+    assert await store.get_item("c", "me", "a") == b"new"
+    assert (await store.numbers()).bytes == before
+
+
+async def test_what_was_adopted_and_not_ended_is_adopted_again(store: Store) -> None:
+    await store.create(record())
+    await store.heartbeat(FrontEnd(id="there"), 60)
+    for _ in range(2):
+        assert [each.id for each in await store.adopt_lost("there", "adopted")] == ["r"]
+    await store.finish("r", "adopted", status="failed")
+    assert await store.adopt_lost("there", "adopted") == []

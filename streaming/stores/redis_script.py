@@ -165,7 +165,8 @@ elseif step == 'adopt' then
   local adopted, limit = {}, tonumber(A[4])
   for _, id in ipairs(call('ZRANGE', P .. 'active', 0, -1)) do
     if #adopted >= limit then break end
-    if not lives(call('HGET', record(id), 'front_end')) then
+    local h = call('HMGET', record(id), 'front_end', 'run')
+    if not lives(h[1]) or (h[1] == A[2] and h[2] == A[3]) then
       call('HSET', record(id), 'front_end', A[2], 'run', A[3])
       adopted[#adopted + 1] = id
     end
@@ -259,6 +260,7 @@ elseif step == 'add_items' then
   local size = 0
   for index = 4, #A, 2 do
     call('ZADD', order, call('HINCRBY', conversation, 'next', 1), A[index])
+    if call('HEXISTS', data, A[index]) == 1 then size = size - call('HSTRLEN', data, A[index]) - 256 end
     call('HSET', data, A[index], A[index + 1])
     size = size + #A[index + 1] + 256
   end

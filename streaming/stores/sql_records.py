@@ -192,9 +192,9 @@ def ask_cancel(db: SqlConnection, record_id: str, owner: str) -> Record | None:
 
 def adopt_lost(db: SqlConnection, front_end: str, run: str, limit: int) -> list[Record]:
     rows = db.rows(
-        f"SELECT {_COLUMNS}, input, memory FROM records WHERE ended IS NULL AND front_end NOT IN "
-        "(SELECT id FROM front_ends WHERE until > ?) ORDER BY created LIMIT ?",
-        *(db.now(), limit),
+        f"SELECT {_COLUMNS}, input, memory FROM records WHERE ended IS NULL AND (front_end NOT IN "
+        "(SELECT id FROM front_ends WHERE until > ?) OR (front_end = ? AND run = ?)) ORDER BY created LIMIT ?",
+        *(db.now(), front_end, run, limit),
     )
     adopted = []
     for record in map(_record, rows):

@@ -57,6 +57,7 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             key TEXT PRIMARY KEY, paid_until DOUBLE PRECISION NOT NULL, day BIGINT NOT NULL,
             tokens BIGINT NOT NULL)""",
     ),
+    ("CREATE INDEX items_id ON items (conversation, id)",),
 )
 
 

@@ -157,15 +157,21 @@ def drop_conversation(db: SqlConnection, conversation_id: str) -> None:
 def add_items(
     db: SqlConnection, conversation_id: str, owner: str, items: Sequence[tuple[str, bytes]]
 ) -> bool:
-    size = sum(len(data) + ROW_BYTES for _, data in items)
+    latest: dict[str, bytes] = {}
+    for item_id, data in items:
+        latest.pop(item_id, None)
+        latest[item_id] = data
+    size = sum(len(data) + ROW_BYTES for data in latest.values())
     if not db.run(
         "UPDATE conversations SET used = ?, next_position = next_position + ?, bytes = bytes + ? "
         "WHERE id = ? AND owner = ?",
-        *(db.now(), len(items), size, conversation_id, owner),
+        *(db.now(), len(latest), size, conversation_id, owner),
     ):
         return False
+    for item_id in latest:
+        delete_item(db, conversation_id, owner, item_id)
     (after,) = db.rows("SELECT next_position FROM conversations WHERE id = ?", conversation_id)[0]
-    for position, (item_id, data) in enumerate(items, after - len(items)):
+    for position, (item_id, data) in enumerate(latest.items(), after - len(latest)):
         db.run(
             "INSERT INTO items (conversation, position, id, data) VALUES (?, ?, ?, ?)",
             *(conversation_id, position, item_id, data),

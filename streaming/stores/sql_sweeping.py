@@ -28,22 +28,22 @@ def sweep_large(db: SqlConnection, *, max_bytes: int, limit: int) -> int:
     if too_many <= 0:
         return 0
     swept = 0
-    for record_id, conversation_id, size in _oldest(db, limit):
+    for one_id, is_record, size in _oldest(db, limit):
         if too_many <= 0:
             break
-        if conversation_id is not None:
-            drop_conversation(db, conversation_id)
+        if is_record:
+            drop(db, [one_id])
         else:
-            drop(db, [record_id])
+            drop_conversation(db, one_id)
         too_many -= size
         swept += 1
     return swept
 
 
-def _oldest(db: SqlConnection, limit: int) -> Sequence[tuple[str | None, str | None, int]]:
-    found = db.rows(
-        "SELECT id, NULL, bytes, ended AS last FROM records WHERE ended IS NOT NULL "
-        "UNION ALL SELECT NULL, id, bytes, used FROM conversations ORDER BY last LIMIT ?",
+def _oldest(db: SqlConnection, limit: int) -> Sequence[tuple[str, int, int]]:
+    rows = db.rows(
+        "SELECT id, 1, bytes, ended AS last FROM records WHERE ended IS NOT NULL "
+        "UNION ALL SELECT id, 0, bytes, used FROM conversations ORDER BY last LIMIT ?",
         limit,
     )
-    return [row[:3] for row in found]
+    return [(row[0], row[1], row[2]) for row in rows]
