@@ -26,9 +26,10 @@ class DeafOnce(SqliteStore):
 
 
 async def ended(store: SqliteStore, *record_ids: str) -> None:
-    async with asyncio.timeout(20):
-        while any(head.ended is None for head in (await store.heads(record_ids)).values()):
-            await asyncio.sleep(0.02)
+    for record_id in record_ids:
+        async with store.watch(record_id) as watch, asyncio.timeout(20):
+            while (await store.heads([record_id]))[record_id].ended is None:
+                await watch.changed()
 
 
 async def leave_behind(store: SqliteStore, *record_ids: str) -> None:
