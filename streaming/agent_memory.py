@@ -14,6 +14,7 @@ The oldest steps go first where there are too many. What comes from a jail count
 import ast
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -255,12 +256,21 @@ def _defined_by(code: str) -> list[tuple[str, str]]:
     for node in body:
         match node:
             case ast.Import() | ast.ImportFrom():
-                for alias in node.names:
+                for (
+                    alias
+                ) in node.names:  # each alone: the code of all, once for each, grows by the square
                     name = alias.asname or alias.name.partition(".")[0]
-                    found.append((name, ast.unparse(node)))
+                    found.append((name, _import_of(node, alias)))
             case ast.FunctionDef() | ast.ClassDef():
-                found.append((node.name, ast.unparse(node)))
+                with suppress(RecursionError):  # nested too deep to be written out: it is lost
+                    found.append((node.name, ast.unparse(node)))
     return found
+
+
+def _import_of(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
+    if isinstance(node, ast.Import):
+        return ast.unparse(ast.Import([alias]))
+    return ast.unparse(ast.ImportFrom(node.module, [alias], node.level))
 
 
 def _bounded(variables: KeptVariables) -> KeptVariables:

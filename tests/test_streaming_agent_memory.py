@@ -133,3 +133,27 @@ def test_an_answer_that_no_step_shows_is_remembered() -> None:
 def test_other_bytes_are_no_memory() -> None:
     with pytest.raises(BadMemory):
         memory_of(b"\x80garbage")
+
+
+def test_each_name_is_imported_by_code_of_its_own() -> None:
+    names = [f"n{i}" for i in range(2000)]
+    kept = KeptVariables({}, ["path", "d", "u", "f", *names[:400]], [])
+    agent = agent_of(
+        action("from os import path, sep as s\nimport os.path as d, urllib.parse as u"),
+        action(f"from m import {', '.join(names)}"),
+        action("from os import path\nimport os.path as d, urllib.parse as u"),
+        kept=kept,
+    )
+    code = dict(left_by(agent).definitions)
+    assert code["path"] == "from os import path"
+    assert (code["d"], code["u"]) == ("import os.path as d", "import urllib.parse as u")
+    assert max(map(len, code.values())) < 40
+
+
+def test_a_definition_that_is_nested_too_deep_costs_only_itself() -> None:
+    deep = "+".join(["1"] * 900)
+    kept = KeptVariables({"x": b"N"}, ["f", "g"], [])
+    agent = agent_of(action(f"def f(): return {deep}\ndef g(): return 1\nx = None"), kept=kept)
+    memory = left_by(agent)
+    assert [name for name, _ in memory.definitions] == ["g"]
+    assert (memory.lost, set(memory.values)) == (("f",), {"x"})
