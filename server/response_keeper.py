@@ -115,7 +115,7 @@ class ResponseKeeper:
             log.warning("run %s is stopped: it cannot be stored: %s", self._leg.run.id, error)
             self._stop("The response cannot be stored.", error.code or "store_unavailable")
             self.refusal = error
-            if created:
+            if created or isinstance(error, StoreFailed):  # it may be there all the same
                 self._presence.abandon(self.record)
         except Exception:
             log.exception("the response of run %s failed", self._leg.run.id)

@@ -151,6 +151,8 @@ async def _keep(
             if asked.stream:
                 return await stream_kept(request, terms.id, owner, 0)
             return web.Response(body=record.body, content_type="application/json")
+        keeper = app[RESPONSES].get(terms.id)  # a repeated request may have been quicker
+    if keeper is None:
         keeper = _start_keeper(app, ResponseKeeper(app, leg, owner, terms, items))
     if asked.background:
         await keeper.stored.wait()
