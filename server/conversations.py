@@ -133,6 +133,7 @@ async def delete_item(request: web.Request) -> web.Response:
         raise ResponseNotFound(f"Item with id '{item_id[:128]}' not found.", param="item_id")
     state = state_of(conversation)
     state.last = state.seen = None
+    state.deleted += 1
     await _save(request, conversation, state)
     return json_response(_object(conversation))
 

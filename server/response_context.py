@@ -5,8 +5,9 @@ agent has left no memory (it failed, or waits for its client's tools) its items 
 where the caller has no such thing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,19 +27,33 @@ _object = msgspec.json.Decoder(dict[str, Any])
 
 @dataclass(frozen=True)
 class Context:
-    """`items` came after what `memory` holds; `known` are items that may be referred to, by id."""
+    """`items` came after what `memory` holds; `known` are items that may be referred to, by id. `mark`: where the
+    conversation was.
+    """
 
     memory: bytes = b""
     items: list[Json] = field(default_factory=list)
     known: dict[str, Json] = field(default_factory=dict)
+    mark: "Mark | None" = None
 
 
 class ConversationState(msgspec.Struct, kw_only=True):
-    """What a conversation's record holds. `last` is the response whose memory holds all up to the item `seen`."""
+    """What a conversation's record holds. `last` is the response whose memory holds all up to the item `seen`;
+    `deleted` is how many items were.
+    """
 
     metadata: dict[str, str] = {}
     last: str | None = None
     seen: str | None = None
+    deleted: int = 0
+
+
+class Mark(NamedTuple):
+    """As long as it stays the same, a run that goes on from a conversation knows all of it, and nothing else."""
+
+    last: str | None
+    deleted: int
+    newest: str | None  # item
 
 
 _state = msgspec.json.Decoder(ConversationState)
@@ -55,6 +70,19 @@ async def context_of(store: Store, owner: str, request: ResponseRequest) -> Cont
 
 def state_of(conversation: Conversation) -> ConversationState:
     return _state.decode(conversation.body)
+
+
+async def mark_of(store: Store, conversation: Conversation, own: Sequence[str] = ()) -> Mark | None:
+    """Where it is, or was before the items `own` were added; None where others are among or behind those."""
+    state = state_of(conversation)
+    newest = await store.items(
+        conversation.id, conversation.owner, newest_first=True, limit=len(own) + 1
+    )
+    ids = [item_id for item_id, _ in reversed(newest)]
+    before = ids[: len(ids) - len(own)]
+    if ids[len(before) :] != list(own):
+        return None
+    return Mark(state.last, state.deleted, before[0] if before else None)
 
 
 def output_of(record: Record) -> list[Json]:
@@ -113,6 +141,7 @@ async def _of_conversation(store: Store, owner: str, conversation_id: str) -> Co
             code="conversation_not_found",
         )
     state = state_of(conversation)
+    mark = await mark_of(store, conversation)
     memory = b""
     if state.last is not None and state.seen is not None:
         record = await store.get(state.last, owner)
@@ -122,4 +151,4 @@ async def _of_conversation(store: Store, owner: str, conversation_id: str) -> Co
     if len(found) > MOST_ITEMS:
         raise refusal("conversation", f"must hold at most {MOST_ITEMS} items that are not answered")
     items = [_object.decode(item) for _, item in found]
-    return Context(memory, items, {item["id"]: item for item in items})
+    return Context(memory, items, {item["id"]: item for item in items}, mark)

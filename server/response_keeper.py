@@ -17,7 +17,7 @@ from aiohttp import web
 from server.errors import error_object
 from server.idempotency import Leg
 from server.keys import IDENTITY, PRESENCE, SETTINGS, STORE, SUPERVISOR
-from server.response_context import KIND, ConversationState, output_of, state_of
+from server.response_context import KIND, Mark, mark_of, output_of, state_of
 from server.response_telling import ResponseTelling, ResponseTerms
 from server.response_wire import Json, ResponseWire
 from streaming.failures import RunStopped, SmolgateError
@@ -40,12 +40,14 @@ class ResponseKeeper:
         owner: str,
         terms: ResponseTerms,
         input_items: list[Json],
+        mark: Mark | None,
     ) -> None:
         self._app = app
         self._store: Store = app[STORE]
         self._presence = app[PRESENCE]
         self._leg = leg
         self._input = input_items
+        self._mark = mark
         self._background = terms.background
         self._conversation = (terms.head["conversation"] or {}).get("id")
         self._next = 0
@@ -178,16 +180,15 @@ class ResponseKeeper:
         if not await self._store.add_items(conversation_id, owner, rows):
             return  # it was deleted meanwhile
         conversation = await self._store.get_conversation(conversation_id, owner)
-        if conversation is None or not rows:
+        if conversation is None or not self.telling.memory or not rows:
             return
+        own = [item_id for item_id, _ in rows]
+        is_as_it_was = await mark_of(self._store, conversation, own) == self._mark
         state = state_of(conversation)
-        if self.telling.memory:
-            state = ConversationState(
-                metadata=state.metadata, last=self.record.id, seen=rows[-1][0]
-            )
-            await self._store.update_conversation(
-                conversation_id, owner, msgspec.json.encode(state)
-            )
+        # Where another turn, or a deletion, came between, no memory holds what the conversation does: its items are told.
+        state.last = self.record.id if is_as_it_was else None
+        state.seen = rows[-1][0] if is_as_it_was else None
+        await self._store.update_conversation(conversation_id, owner, msgspec.json.encode(state))
 
     async def _append(self, events: list[bytes]) -> None:
         if events:

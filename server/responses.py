@@ -117,7 +117,7 @@ async def _run_agent(
         asked, response_id=response_id_of(leg), created=int(leg.run.created), model=model
     )
     if is_kept:
-        return await _keep(request, leg, asked, terms, items, seconds)
+        return await _keep(request, leg, asked, terms, items, context, seconds)
     telling = ResponseTelling(
         terms,
         leg.run,
@@ -138,6 +138,7 @@ async def _keep(
     asked: ResponseRequest,
     terms: ResponseTerms,
     items: list[dict[str, object]],
+    context: Context,
     seconds: float,
 ) -> web.StreamResponse:
     """The leg as a kept response; a repeated request reads what the first one keeps."""
@@ -153,7 +154,7 @@ async def _keep(
             return web.Response(body=record.body, content_type="application/json")
         keeper = app[RESPONSES].get(terms.id)  # a repeated request may have been quicker
     if keeper is None:
-        keeper = _start_keeper(app, ResponseKeeper(app, leg, owner, terms, items))
+        keeper = _start_keeper(app, ResponseKeeper(app, leg, owner, terms, items, context.mark))
     if asked.background:
         await keeper.stored.wait()
         if keeper.refusal is not None:

@@ -388,3 +388,57 @@ async def test_a_schema_that_is_none_is_refused_by_its_name_here(make_gateway: M
     status, told = await ask(gateway, {"input": "go", "text": {"format": wanted}})
     assert (status, told["error"]["param"]) == (400, "text.format.schema")
     assert "response_format" not in told["error"]["message"]
+
+
+async def test_turns_of_a_conversation_at_one_time_are_all_told_to_the_next(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    both = asyncio.Barrier(2)
+
+    async def model(request: web.Request) -> web.StreamResponse:
+        if len(upstream.requests) <= 2:
+            await both.wait()
+        return await scripted(lambda messages: answers("ok"))(request)
+
+    upstream.handler = model
+    gateway = await make_gateway()
+    _, conversation = await get(gateway, "/conversations", "POST")
+    body = {"conversation": conversation["id"]}
+    async with asyncio.timeout(30):
+        await asyncio.gather(
+            ask(gateway, body | {"input": "I am Ada."}),
+            ask(gateway, body | {"input": "My cat is Bob."}),
+        )
+    await ask(gateway, body | {"input": "Who are we?"})
+    said = json.dumps(upstream.bodies()[-1]["messages"])
+    assert "I am Ada." in said
+    assert "My cat is Bob." in said
+
+
+async def test_an_item_that_is_deleted_while_a_run_knows_it_is_not_remembered(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def model(request: web.Request) -> web.StreamResponse:
+        begun.set()
+        await gate.wait()
+        return await scripted(lambda messages: answers("ok"))(request)
+
+    upstream.handler = model
+    gateway = await make_gateway()
+    items = [{"role": "user", "content": "My secret is 42."}]
+    _, conversation = await get(gateway, "/conversations", "POST", json={"items": items})
+    path = f"/conversations/{conversation['id']}/items"
+    body = {"conversation": conversation["id"]}
+    async with asyncio.timeout(30):
+        asking = asyncio.create_task(ask(gateway, body | {"input": "Hello."}))
+        await begun.wait()
+        _, told = await get(gateway, path)
+        await get(gateway, f"{path}/{told['data'][0]['id']}", "DELETE")
+        gate.set()
+        await asking
+    await ask(gateway, body | {"input": "What is it?"})
+    said = json.dumps(upstream.bodies()[-1]["messages"])
+    assert "Hello." in said
+    assert "My secret" not in said
