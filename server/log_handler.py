@@ -6,6 +6,7 @@ Anything that matters, any other thread, and the end of the process write what w
 """
 
 import asyncio
+import contextlib
 import logging
 from threading import get_ident
 from typing import TextIO
@@ -47,9 +48,11 @@ class LineHandler(logging.StreamHandler[TextIO]):
             self._due_in = None
             held, self._held = self._held, []
             lines = [self._line(record) for record in held]
-            if lines:
-                self.stream.write("".join(lines))
-            super().flush()
+            # A disk that is full, or a pipe that nobody reads, must not fail whoever logs, nor the event loop.
+            with contextlib.suppress(OSError, ValueError):
+                if lines:
+                    self.stream.write("".join(lines))
+                super().flush()
         finally:
             self.release()
 
