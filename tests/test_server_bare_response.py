@@ -142,6 +142,22 @@ async def test_what_an_application_adds_to_responses_is_added() -> None:
     assert b"\r\nX-Added: yes\r\n" in raw
 
 
+async def test_a_response_that_is_to_end_its_connection_ends_it() -> None:
+    async def end(asked: web.Request, response: web.StreamResponse) -> None:
+        response.force_close()
+
+    async def handle(asked: web.Request) -> web.StreamResponse:
+        return BareResponse(200, (), b"{}")
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handle)
+    app.on_response_prepare.append(end)
+    async with listening(app) as base, aiohttp.ClientSession() as session:
+        raw = await exchange(Gateway(app, base, session), request(False))
+    assert b"\r\nConnection: close\r\n" in raw
+    assert raw.endswith(b"\r\n\r\n{}")
+
+
 @pytest.mark.parametrize("model", ["up/model", "up/model-nothink"])
 async def test_heartbeats_stand_between_events_while_the_upstream_is_silent(
     upstream: FakeUpstream, make_gateway: MakeGateway, model: str
