@@ -91,6 +91,27 @@ async def test_what_waits_is_written_at_the_end(log: logging.Logger, stream: Cou
     assert stream.getvalue() == "a\n"
 
 
+def test_what_an_event_loop_that_ended_has_left_is_written_with_the_next_line(
+    log: logging.Logger, stream: CountedStream
+) -> None:
+    async def say(text: str) -> None:
+        log.info(text)
+
+    async def say_and_wait() -> None:
+        log.info("c")
+        await until(lambda: stream.getvalue().endswith("c\n"))
+
+    with asyncio.Runner() as runner:
+        runner.run(say("a"))
+    log.info("b")
+    assert stream.getvalue() == "a\nb\n"
+    with asyncio.Runner() as runner:
+        runner.run(say("a"))
+    with asyncio.Runner() as runner:
+        runner.run(say_and_wait())
+    assert stream.getvalue() == "a\nb\na\nc\n"
+
+
 async def test_a_line_that_cannot_be_made_takes_no_other_with_it(
     log: logging.Logger, stream: CountedStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
