@@ -71,7 +71,8 @@ class BareResponse(web.StreamResponse):
             headers["Date"] = rfc822_formatted_time()  # made once a second
         is_new = request.version >= HttpVersion11
         # Before 1.1 a body whose length is not told ends with its connection.
-        self._stays_open = request.keep_alive and (is_new or "Content-Length" in headers)
+        may_stay = self._keep_alive is not False and request.keep_alive
+        self._stays_open = may_stay and (is_new or "Content-Length" in headers)
         if not self._stays_open:
             headers["Connection"] = "close"
         elif not is_new:

@@ -171,6 +171,8 @@ class DirectStream(BareResponse):
 
     def _look(self, now: float) -> None:
         """Called by the pulse: a heartbeat is due if none would be in time after the next look."""
+        if self._ended and self._last_frame:
+            return  # what follows would be taken for another reply
         if self._writes != self._seen_writes or self._protocol.writing_paused:
             self._seen_writes = self._writes
             self._silent_since = now

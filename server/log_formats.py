@@ -63,14 +63,19 @@ class LineFormatter(logging.Formatter):
 
     def safe(self, text: str) -> str:
         """One line, without secrets."""
-        for secret in self._secrets:
-            text = text.replace(secret, HIDDEN)
+        text = self.without_secrets(text)
         if "earer" in text.lower():
             text = _BEARER.sub(rf"\1{HIDDEN}", text)
         if text.isprintable():
             return text
         # Half a character cannot be written.
         return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
+
+    def without_secrets(self, text: str) -> str:
+        """Without those that are known."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
 
 
 class JsonFormatter(LineFormatter):
@@ -81,7 +86,7 @@ class JsonFormatter(LineFormatter):
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         head = f'"time":"{at}.{milliseconds:03d}Z","level":"{record.levelname}","logger":"{record.name}"'
         if record.name == ACCESS_LOGGER:
-            return f"{{{head},{record.getMessage()}}}"
+            return f"{{{head},{self.without_secrets(record.getMessage())}}}"
         told = {"message": self.safe(record.getMessage())}
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)

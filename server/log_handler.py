@@ -6,6 +6,7 @@ Anything that matters, any other thread, and the end of the process write what w
 """
 
 import asyncio
+import contextlib
 import logging
 from threading import get_ident
 from typing import TextIO
@@ -22,6 +23,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._held: list[logging.LogRecord] = []
         self._due_in: int | None = None  # the thread whose event loop will flush
+        self._loop: asyncio.AbstractEventLoop | None = None  # which may end first
 
     def emit(self, record: logging.LogRecord) -> None:
         self._held.append(record)
@@ -31,13 +33,13 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
     def _is_due(self) -> bool:
         """Whether this thread's event loop will flush. Asked of asyncio once a batch: that is a system call."""
-        if self._due_in is None:
+        if self._due_in is None or self._loop is None or self._loop.is_closed():
             try:
-                loop = asyncio.get_running_loop()
+                self._loop = asyncio.get_running_loop()
             except RuntimeError:
                 return False
             self._due_in = get_ident()
-            loop.call_later(HELD_SECONDS, self.flush)
+            self._loop.call_later(HELD_SECONDS, self.flush)
         return self._due_in == get_ident()
 
     def flush(self) -> None:
@@ -47,9 +49,11 @@ class LineHandler(logging.StreamHandler[TextIO]):
             self._due_in = None
             held, self._held = self._held, []
             lines = [self._line(record) for record in held]
-            if lines:
-                self.stream.write("".join(lines))
-            super().flush()
+            # A disk that is full, or a pipe that nobody reads, must not fail whoever logs, nor the event loop.
+            with contextlib.suppress(OSError, ValueError):
+                if lines:
+                    self.stream.write("".join(lines))
+                super().flush()
         finally:
             self.release()
 

@@ -13,7 +13,7 @@ from server.keys import UPSTREAMS
 from server.relay_reply import send_relayed
 from server.relayed_body import other_data, streamed_body
 from server.upstreams import UpstreamRoute
-from streaming.failures import ModelNotFound
+from streaming.failures import ModelNotFound, RouteNotFound
 
 COMPLETIONS = "/completions"
 # Their bodies are JSON, whatever the client calls it.
@@ -26,6 +26,8 @@ UPLOAD_PATHS = (
     *("/images/edits", "/images/variations", "/audio/transcriptions", "/audio/translations"),
     "/files",
 )
+# In an upstream's path they would lead to another route.
+_NO_IDS = frozenset({".", ".."})
 ROUTES = (
     *(("POST", path) for path in (*JSON_PATHS, *UPLOAD_PATHS)),
     *(("GET", path) for path in ("/files", "/files/{id}", "/files/{id}/content")),
@@ -36,7 +38,9 @@ ROUTES = (
 
 
 async def relay_route(request: web.Request) -> web.StreamResponse:
-    """Relay one request. Raises ModelNotFound for what no upstream has."""
+    """Relay one request. Raises ModelNotFound for what no upstream has, RouteNotFound."""
+    if request.match_info.get("id") in _NO_IDS:
+        raise RouteNotFound("There is no such route.")
     path = request.rel_url.raw_path.removeprefix("/v1")
     if not _is_json(request, path):
         route = _route_to(request, request.headers.get("X-Model"))

@@ -5,7 +5,6 @@ of the time. `close` ends every watch: this server is stopping, or another takes
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -78,9 +77,13 @@ class RunWatch:
         """Look once more, for how the last runs ended, and close."""
         if self._looking is not None:
             self._looking.cancel()
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(LAST_LOOK_SECONDS):
                     self._board.take(await self._find(MAX_ENDED, OVERLAP_SECONDS), _now())
+            except TimeoutError:
+                pass
+            except Exception:
+                log.exception("the runs could not be looked for")
         self.close()
 
     def news_since(self, version: int) -> tuple[int, list[bytes]]:

@@ -46,11 +46,12 @@ class Setting:
         except BadEntry as error:
             raise BadSetting(f"{source}{error}") from None
         except ValueError:
-            shown = "(hidden)" if self.attribute in SECRETS else repr(text)
+            is_secret = self.attribute in SECRETS or ("://" in text and "@" in text)
+            shown = "(hidden)" if is_secret else repr(text)
             raise BadSetting(f"{source} is {shown}; allowed is {self.allowed}") from None
 
 
-SECRETS = frozenset({"token", "api_keys", "operator_keys", "ray_auth_token", "store"})
+SECRETS = frozenset({"token", "api_keys", "operator_keys", "ray_auth_token", "store", "accel_key"})
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

@@ -237,6 +237,21 @@ async def test_nobody_else_is_told_the_upstreams_token(upstream: FakeUpstream, k
         assert "handed_on" not in server.log
 
 
+async def test_no_client_is_sent_to_where_the_upstream_redirects(
+    upstream: FakeUpstream, keys: str
+) -> None:
+    async def redirect(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": "http://10.0.0.5:8000/v2"})
+
+    upstream.handler = redirect
+    with accelerated(upstream.base, keys) as (server, nginx):
+        async with client_of(nginx) as client:
+            reply = await client.post("/chat/completions", json=ASK, headers=bearer("sg-free"))
+            assert reply.status_code == 307
+            assert "location" not in reply.headers
+        await until(lambda: "handed_on" in server.log)
+
+
 async def test_whoever_is_no_trusted_proxy_is_not_handed_a_token(
     upstream: FakeUpstream, keys: str
 ) -> None:

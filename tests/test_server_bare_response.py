@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from unittest.mock import patch
 
 import aiohttp
 import pytest
@@ -11,7 +12,10 @@ from conftest import FakeUpstream, Gateway, MakeGateway, chunk, listening, until
 
 from server.bare_response import BareResponse
 from server.direct_stream import DirectStream
-from streaming.chunk_framing import payload_of
+from streaming.chunk_framing import frame_of, payload_of
+from streaming.event_stages import DirectEvents, VerbatimEvents
+from streaming.pulse import Pulse
+from streaming.upstream_reply import Taken
 
 FINISH = {"id": "u", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 EVENTS = [
@@ -140,6 +144,22 @@ async def test_what_an_application_adds_to_responses_is_added() -> None:
     async with listening(app) as base, aiohttp.ClientSession() as session:
         raw = await exchange(Gateway(app, base, session), request(False), b"hi")
     assert b"\r\nX-Added: yes\r\n" in raw
+
+
+async def test_a_response_that_is_to_end_its_connection_ends_it() -> None:
+    async def end(asked: web.Request, response: web.StreamResponse) -> None:
+        response.force_close()
+
+    async def handle(asked: web.Request) -> web.StreamResponse:
+        return BareResponse(200, (), b"{}")
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handle)
+    app.on_response_prepare.append(end)
+    async with listening(app) as base, aiohttp.ClientSession() as session:
+        raw = await exchange(Gateway(app, base, session), request(False))
+    assert b"\r\nConnection: close\r\n" in raw
+    assert raw.endswith(b"\r\n\r\n{}")
 
 
 @pytest.mark.parametrize("model", ["up/model", "up/model-nothink"])
@@ -337,3 +357,35 @@ async def test_no_other_response_follows_in_what_was_begun() -> None:
         raw = await exchange(Gateway(app, base, session), request(False))
     assert raw.count(b"HTTP/1.1 ") == 1
     assert raw.endswith(b"hi")
+
+
+async def test_no_heartbeat_follows_a_streams_end_that_a_slow_client_took() -> None:
+    """A look between a client's taking of the last bytes and the handler's waking, on a loop that was held up."""
+    looked = []
+
+    async def answer(asked: web.Request) -> web.StreamResponse:
+        pulse = Pulse(60)
+        stream = DirectStream(asked, (), pulse=pulse, heartbeat_seconds=1, stall_seconds=20)
+        drain = stream._drain
+
+        async def drain_and_look() -> None:
+            stream._look(pulse.loop.time())
+            await drain()
+            stream._look(pulse.loop.time() + 100)
+            looked.append(stream)
+
+        with patch.object(stream, "_drain", drain_and_look):
+            whole = frame_of(b"data: " + b"x" * (1 << 23) + b"\n\n") + b"0\r\n\r\n"
+            await stream.carry(
+                Taken(lambda *_: whole, *3 * (lambda: None,)), DirectEvents(VerbatimEvents())
+            )
+        stream.release()
+        pulse.close()
+        return stream
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with listening(app) as base, aiohttp.ClientSession() as session:
+        raw = await exchange(Gateway(app, base, session), request(True, "Connection: close"))
+    assert looked
+    assert raw.endswith(b"x\n\n\r\n0\r\n\r\n")

@@ -1,6 +1,7 @@
 """Lines are written in order, together where they can wait, and at once where they cannot."""
 
 import asyncio
+import errno
 import io
 import logging
 import threading
@@ -90,6 +91,27 @@ async def test_what_waits_is_written_at_the_end(log: logging.Logger, stream: Cou
     assert stream.getvalue() == "a\n"
 
 
+def test_what_an_event_loop_that_ended_has_left_is_written_with_the_next_line(
+    log: logging.Logger, stream: CountedStream
+) -> None:
+    async def say(text: str) -> None:
+        log.info(text)
+
+    async def say_and_wait() -> None:
+        log.info("c")
+        await until(lambda: stream.getvalue().endswith("c\n"))
+
+    with asyncio.Runner() as runner:
+        runner.run(say("a"))
+    log.info("b")
+    assert stream.getvalue() == "a\nb\n"
+    with asyncio.Runner() as runner:
+        runner.run(say("a"))
+    with asyncio.Runner() as runner:
+        runner.run(say_and_wait())
+    assert stream.getvalue() == "a\nb\na\nc\n"
+
+
 async def test_a_line_that_cannot_be_made_takes_no_other_with_it(
     log: logging.Logger, stream: CountedStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +120,28 @@ async def test_a_line_that_cannot_be_made_takes_no_other_with_it(
     log.info("%d", "no number")
     log.warning("b")
     assert stream.getvalue() == "a\nb\n"
+
+
+async def test_a_stream_that_takes_nothing_fails_neither_who_logs_nor_the_event_loop(
+    log: logging.Logger, stream: CountedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+
+    def fail(text: str) -> int:
+        nonlocal failures
+        failures += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "write", fail)
+        log.warning("a")
+        log.info("b")
+        await until(lambda: failures == 2)
+    log.warning("c")
+    assert stream.getvalue() == "c\n"
+    assert told == []
 
 
 def test_the_time_of_a_line_is_loggings_own() -> None:

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -208,6 +208,20 @@ def test_an_exception_s_text_cannot_forge_a_line(formatter: logging.Formatter) -
     lines = formatter.format(record("failed", error=ValueError(FORGED))).split("\n")
     assert not [line for line in lines if line.startswith("2026-01-01")]
     assert all(line.startswith("    ") for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("make", "line_of"), [(LineFormatter, access_text), (JsonFormatter, access_json)]
+)
+def test_a_secret_in_a_path_is_hidden(
+    make: type[LineFormatter], line_of: Callable[[RequestEnd], str]
+) -> None:
+    end = RequestEnd("unix", "GET", "/v1/models/hf_upstream-token", 404, 0.1, "refused", "req-1")
+    made = record("%s", line_of(end))
+    made.name = "server.access"
+    line = make(["hf_upstream-token"]).format(made)
+    assert "hf_upstream" not in line
+    assert "/v1/models/(hidden)" in line
 
 
 @pytest.mark.parametrize("make", [LineFormatter, JsonFormatter])

@@ -48,6 +48,26 @@ async def test_a_query_goes_up_as_it_came(
     assert upstream.requests[-1][0].raw_path == path
 
 
+@pytest.mark.parametrize("name", ["..", ".", "%2e%2e", ".%2E", "%2E"])
+async def test_no_id_leads_to_another_route_of_the_upstream(
+    upstream: FakeUpstream, make_gateway: MakeGateway, name: str
+) -> None:
+    upstream.handler = echo
+    gateway = await make_gateway()
+    for method, path in (("GET", "/files/{}/content"), ("DELETE", "/files/{}")):
+        target = "/v1" + path.format(name)
+        reader, writer = await asyncio.open_connection(
+            URL(gateway.base).host, URL(gateway.base).port
+        )
+        head = f"{method} {target} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        async with asyncio.timeout(20):
+            reply = await reader.read()
+        writer.close()
+        assert reply.startswith(b"HTTP/1.1 404 ")
+    assert upstream.requests == []
+
+
 @pytest.mark.parametrize("path", JSON_PATHS)
 async def test_json_goes_where_its_model_leads_and_without_one_to_the_first_upstream(
     upstream: FakeUpstream, make_gateway: MakeGateway, path: str

@@ -313,11 +313,12 @@ async def test_a_key_sees_only_its_own(upstream: FakeUpstream, make_gateway: Mak
         assert (await get(gateway, path, **mine))[0] == 200
         for method in ("GET", "DELETE"):
             assert (await get(gateway, path, method, **yours))[0] == 404
-    for body in (
-        {"previous_response_id": response["id"]},
-        {"conversation": conversation["id"]},
+    for body, refused in (
+        ({"previous_response_id": response["id"]}, (400, "previous_response_not_found")),
+        ({"conversation": conversation["id"]}, (404, "conversation_not_found")),
     ):
-        assert (await ask(gateway, body | {"input": "go"}, **yours))[0] == 404
+        status, told = await ask(gateway, body | {"input": "go"}, **yours)
+        assert (status, told["error"]["code"]) == refused
 
 
 async def test_conversations_have_items_and_metadata(make_gateway: MakeGateway) -> None:

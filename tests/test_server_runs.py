@@ -26,6 +26,7 @@ from server.api_keys import digest_of, keys_of_file
 from server.api_shapes import RunChanges, RunEntry, RunList
 from server.keys import FINISHED_RUNS, KEY_RING, RUN_WATCH, SUPERVISOR
 from server.run_board import RunBoard
+from server.run_watch import RunWatch
 from server.settings import make_settings
 
 SECRET = "the prompt that nobody else may read"
@@ -338,6 +339,19 @@ async def test_changes_are_told_live_and_no_prompt_is_among_them(
             assert list(others.runs) == [run_id]
     await until(lambda: not gateway.app[RUN_WATCH].watchers)
     assert gateway.app[RUN_WATCH]._looking is None
+
+
+async def test_watches_end_also_where_the_last_look_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(most: int, seconds: float) -> list[dict[str, Any]]:
+        raise ValueError("no such record")
+
+    watch = RunWatch(fail)
+    async with watch.watching() as watcher:
+        await watch.finish()
+        assert await watcher.changes() is None
+    assert "the runs could not be looked for" in caplog.text
 
 
 async def test_a_stream_of_changes_ends_when_its_key_is_taken_back(

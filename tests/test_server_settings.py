@@ -67,9 +67,18 @@ def test_a_value_that_cannot_work_is_named_with_what_is_allowed(name: str, value
     assert "\n" not in str(raised.value)
 
 
-def test_a_secret_that_cannot_work_is_not_shown() -> None:
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--api-keys", "sécret"),
+        ("--accel-key", "a secret of nginx"),
+        ("--upstream-openai-base", "http://me:secret@host:x/v1"),
+        ("--advertise-url", "http://me:secret@host:x"),
+    ],
+)
+def test_a_secret_that_cannot_work_is_not_shown(flag: str, value: str) -> None:
     with pytest.raises(BadSetting) as raised:
-        read_settings(["--api-keys", "sécret"], {})
+        read_settings([flag, value], {})
     assert "cret" not in str(raised.value)
 
 
