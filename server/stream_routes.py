@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 from aiohttp import web
 
+from server.chat_request import decoded
 from server.chat_wire import DONE, error_event
 from server.errors import error_object, error_response, unexpected
 from server.idempotency import Leg
@@ -43,6 +44,9 @@ class Lookup(msgspec.Struct):
     """The body of a lookup."""
 
     conversation_ids: list[str]
+
+
+_lookup = msgspec.json.Decoder(Lookup)
 
 
 async def start_stored_stream(
@@ -100,10 +104,7 @@ async def delete_stream(request: web.Request) -> web.Response:
 
 async def lookup_streams(request: web.Request) -> web.Response:
     """What is known of the streams of these names; those that are not there are left out."""
-    try:
-        asked = msgspec.json.decode(await request.read(), type=Lookup)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"The body is not as it should be: {error}.") from None
+    asked = decoded(_lookup, await request.read())
     if len(asked.conversation_ids) > MAX_NAMES:
         raise InvalidRequest(
             f"'conversation_ids' may hold {MAX_NAMES} names.", param="conversation_ids"

@@ -409,3 +409,11 @@ def test_a_damaged_store_is_said_at_start_up(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "STORE cannot be used: it is damaged" in done.stderr
+
+
+async def test_a_lookup_nested_too_deep_is_a_bad_request(make_gateway: MakeGateway) -> None:
+    gateway = await make_gateway()
+    body = f'{{"conversation_ids": [], "x": {"[" * 5000}{"]" * 5000}}}'
+    async with gateway.session.post(f"{gateway.base}/v1/streams/lookup", data=body) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
