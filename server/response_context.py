@@ -21,6 +21,8 @@ Json = dict[str, Any]
 KIND = "response"
 MOST_LINKS = 100
 MOST_ITEMS = 1000
+# As many as come in one request, so that a page is not much larger than one.
+PAGE_ITEMS = 20
 _items = msgspec.json.Decoder(list[dict[str, Any]])
 _object = msgspec.json.Decoder(dict[str, Any])
 
@@ -59,12 +61,14 @@ class Mark(NamedTuple):
 _state = msgspec.json.Decoder(ConversationState)
 
 
-async def context_of(store: Store, owner: str, request: ResponseRequest) -> Context:
+async def context_of(
+    store: Store, owner: str, request: ResponseRequest, *, most_bytes: int
+) -> Context:
     """Raises ResponseNotFound, InvalidRequest, StoreFailed."""
     if request.previous_response_id is not None:
-        return await _of_response(store, owner, request.previous_response_id)
+        return await _of_response(store, owner, request.previous_response_id, most_bytes)
     if request.conversation_id is not None:
-        return await _of_conversation(store, owner, request.conversation_id)
+        return await _of_conversation(store, owner, request.conversation_id, most_bytes)
     return Context()
 
 
@@ -105,14 +109,13 @@ def no_previous_response(response_id: str) -> InvalidRequest:
     )
 
 
-async def _of_response(store: Store, owner: str, response_id: str) -> Context:
+async def _of_response(store: Store, owner: str, response_id: str, most_bytes: int) -> Context:
     items: list[Json] = []
     known: list[Json] = []
     memory = b""
     link: str | None = response_id
-    for _ in range(MOST_LINKS):
-        if link is None or memory:
-            break
+    links = 0
+    while link is not None and not memory:
         record = await store.get(link, owner)
         if record is None or record.kind != KIND:
             if link == response_id:
@@ -122,6 +125,10 @@ async def _of_response(store: Store, owner: str, response_id: str) -> Context:
             raise InvalidRequest(
                 f"The response '{link}' has not ended yet.", param="previous_response_id"
             )
+        links += 1
+        most_bytes -= len(record.input) + len(record.body)
+        if links > MOST_LINKS or (most_bytes < 0 and not record.memory):
+            raise refusal("previous_response_id", "must not go on from more than fits a request")
         own = [*input_of(record), *output_of(record)]
         known = own + known
         if record.memory:
@@ -132,7 +139,9 @@ async def _of_response(store: Store, owner: str, response_id: str) -> Context:
     return Context(memory, items, {item["id"]: item for item in known if "id" in item})
 
 
-async def _of_conversation(store: Store, owner: str, conversation_id: str) -> Context:
+async def _of_conversation(
+    store: Store, owner: str, conversation_id: str, most_bytes: int
+) -> Context:
     conversation = await store.get_conversation(conversation_id, owner)
     if conversation is None:
         raise ResponseNotFound(
@@ -147,8 +156,15 @@ async def _of_conversation(store: Store, owner: str, conversation_id: str) -> Co
         record = await store.get(state.last, owner)
         memory = record.memory if record is not None else b""
     after = state.seen if memory else None
-    found = await store.items(conversation_id, owner, after=after, limit=MOST_ITEMS + 1)
-    if len(found) > MOST_ITEMS:
-        raise refusal("conversation", f"must hold at most {MOST_ITEMS} items that are not answered")
-    items = [_object.decode(item) for _, item in found]
+    items: list[Json] = []
+    while page := await store.items(conversation_id, owner, after=after, limit=PAGE_ITEMS):
+        most_bytes -= sum(len(item) for _, item in page)
+        if most_bytes < 0:
+            raise refusal("conversation", "must not hold more than fits a request")
+        items += [_object.decode(item) for _, item in page]
+        if len(items) > MOST_ITEMS:
+            raise refusal(
+                "conversation", f"must hold at most {MOST_ITEMS} items that are not answered"
+            )
+        after = page[-1][0]
     return Context(memory, items, {item["id"]: item for item in items}, mark)

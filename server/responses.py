@@ -88,7 +88,7 @@ async def _run_agent(
     seconds = leave_seconds(request)
     if is_kept:  # before anything is begun, find out whether it can be stored
         await app[PRESENCE].arrive()
-    context = await context_of(app[STORE], owner, asked)
+    context = await context_of(app[STORE], owner, asked, most_bytes=app[SETTINGS].max_body_bytes)
     items = items_of(asked.input, stem=app[IDENTITY].new_id()[-28:], known=context.known)
     read = _read(asked, context, items)
     try:

@@ -443,3 +443,38 @@ async def test_an_item_that_is_deleted_while_a_run_knows_it_is_not_remembered(
     said = json.dumps(upstream.bodies()[-1]["messages"])
     assert "Hello." in said
     assert "My secret" not in said
+
+
+async def test_more_than_fits_a_request_is_not_gone_on_from(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    upstream.handler = scripted(lambda messages: answers("ok"))
+    gateway = await make_gateway(max_body_bytes=20_000)
+    large = [{"role": "user", "content": "x" * 15_000}]
+    _, conversation = await get(gateway, "/conversations", "POST", json={"items": large})
+    body = {"conversation": conversation["id"], "input": "go"}
+    path = f"/conversations/{conversation['id']}/items"
+    assert (await get(gateway, path, "POST", json={"items": large}))[0] == 200
+    status, told = await ask(gateway, body)
+    assert (status, told["error"]["param"]) == (400, "conversation")
+    assert not upstream.requests
+
+
+async def test_a_chain_without_memories_is_refused_once_it_is_too_large(
+    upstream: FakeUpstream, make_gateway: MakeGateway
+) -> None:
+    async def broken(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=400, text="no")
+
+    upstream.handler = broken
+    gateway = await make_gateway(max_body_bytes=20_000)
+    body: dict[str, Any] = {"input": "x" * 8_000, "background": True}
+    for _ in range(2):
+        _, response = await ask(gateway, body)
+        await get_events(gateway, response["id"])
+        body["previous_response_id"] = response["id"]
+    status, told = await ask(gateway, body)
+    while status == 200:
+        await get_events(gateway, told["id"])
+        status, told = await ask(gateway, body | {"previous_response_id": told["id"]})
+    assert (status, told["error"]["param"]) == (400, "previous_response_id")
