@@ -27,6 +27,9 @@ def table(found: dict[str, dict[str, float]]) -> Table:
         ours = found[OURS + name]
         row = [name]
         for work in WORKS:
+            if work not in costs:  # it does not answer that
+                row += ["–"] * 3
+                continue
             ratio = costs[work] / ours[work]
             row += [f"{costs[work]:,.1f}", f"{ours[work]:,.1f}", f"{ratio:.2f}"]
             bars.append(Bar(f"{name}, of smolgate's CPU: {MEANINGS[work][:-3]}", ratio))
@@ -36,7 +39,7 @@ def table(found: dict[str, dict[str, float]]) -> Table:
         "Beside other proxies",
         "CPU of one process of each, as its makers start it, quiet and without a database, and of smolgate with "
         "keys, limits, metrics and access log on, by turns. A ratio is theirs over smolgate's. What could not be "
-        "installed where this was measured is missing.",
+        "installed where this was measured, or does not answer what is asked, is missing.",
         ("", *heads),
         tuple(rows),
         tuple(bars),
