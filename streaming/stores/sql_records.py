@@ -16,6 +16,7 @@ _COLUMNS = (
     "id, owner, kind, run, front_end, status, created, ended, next_sequence, cancel_asked, previous, "
     "conversation, body"
 )
+_WHOLE = "records LEFT JOIN contents ON record = id"
 _HEAD = "created, run, status, next_sequence, cancel_asked, ended"
 # What a row takes besides its contents, roughly.
 ROW_BYTES = 256
@@ -39,12 +40,13 @@ def create(db: SqlConnection, record: Record, *, replace: bool, most: int) -> No
         drop(db, [record.id])
     size = len(record.body) + len(record.input) + len(record.memory) + ROW_BYTES
     db.run(
-        f"INSERT INTO records ({_COLUMNS}, input, memory, bytes) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO records ({_COLUMNS}, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         *(record.id, record.owner, record.kind, record.run, record.front_end, record.status),
         *(record.created or db.now(), record.ended, 0, 0, record.previous, record.conversation),
-        *(record.body, record.input, record.memory, size),
+        *(record.body, size),
     )
+    if record.input or record.memory:
+        _put_contents(db, record.id, record.input, record.memory)
 
 
 def append(
@@ -90,30 +92,42 @@ def update(
     memory: bytes | None = None,
     ended: float | None = None,
 ) -> None:
-    changed = {"status": status, "body": body, "memory": memory, "ended": ended}
+    changed: dict[str, Any] = {"status": status, "body": body, "ended": ended}
     changed = {name: value for name, value in changed.items() if value is not None}
     sets = [f"{name} = ?" for name in changed]
-    sizes: list[Any] = []
-    for name in ("body", "memory"):
-        if name in changed:
-            sets.append(f"bytes = bytes + ? - length({name})")
-            sizes.append(len(changed[name]))  # type: ignore[arg-type]
-    # Two sizes would set one column twice.
-    if len(sizes) == 2:
-        sets[-2:] = ["bytes = bytes + ? - length(body) - length(memory)"]
-        sizes = [sum(sizes)]
+    if body is not None:
+        sets.append("bytes = bytes + ? - length(body)")
+        changed["size"] = len(body)
     if not sets:
         return
     if not db.run(
         f"UPDATE records SET {', '.join(sets)} WHERE id = ? AND run = ? AND ended IS NULL",
-        *(*changed.values(), *sizes, record_id, run),
+        *(*changed.values(), record_id, run),
     ):
         raise gone()
+    if memory is not None:
+        _remember(db, record_id, memory)
+
+
+def _remember(db: SqlConnection, record_id: str, memory: bytes) -> None:
+    there = db.rows("SELECT length(memory) FROM contents WHERE record = ?", record_id)
+    if there:
+        db.run("UPDATE contents SET memory = ? WHERE record = ?", memory, record_id)
+    else:
+        _put_contents(db, record_id, b"", memory)
+    more = len(memory) - (int(there[0][0]) if there else 0)
+    db.run("UPDATE records SET bytes = bytes + ? WHERE id = ?", more, record_id)
+
+
+def _put_contents(db: SqlConnection, record_id: str, given: bytes, memory: bytes) -> None:
+    db.run(
+        "INSERT INTO contents (record, input, memory) VALUES (?, ?, ?)", record_id, given, memory
+    )
 
 
 def get(db: SqlConnection, record_id: str, owner: str) -> Record | None:
     found = db.rows(
-        f"SELECT {_COLUMNS}, input, memory FROM records WHERE id = ? AND owner = ?",
+        f"SELECT {_COLUMNS}, input, memory FROM {_WHOLE} WHERE id = ? AND owner = ?",
         record_id,
         owner,
     )
@@ -192,7 +206,7 @@ def ask_cancel(db: SqlConnection, record_id: str, owner: str) -> Record | None:
 
 def adopt_lost(db: SqlConnection, front_end: str, run: str, limit: int) -> list[Record]:
     rows = db.rows(
-        f"SELECT {_COLUMNS}, input, memory FROM records WHERE ended IS NULL AND (front_end NOT IN "
+        f"SELECT {_COLUMNS}, input, memory FROM {_WHOLE} WHERE ended IS NULL AND (front_end NOT IN "
         "(SELECT id FROM front_ends WHERE until > ?) OR (front_end = ? AND run = ?)) ORDER BY created LIMIT ?",
         *(db.now(), front_end, run, limit),
     )
@@ -210,6 +224,7 @@ def adopt_lost(db: SqlConnection, front_end: str, run: str, limit: int) -> list[
 def drop(db: SqlConnection, record_ids: Sequence[str]) -> None:
     for record_id in record_ids:
         db.run("DELETE FROM events WHERE record = ?", record_id)
+        db.run("DELETE FROM contents WHERE record = ?", record_id)
         db.run("DELETE FROM records WHERE id = ?", record_id)
 
 
@@ -238,5 +253,5 @@ def _record(row: tuple[Any, ...]) -> Record:
     values = dict(zip(names, row, strict=False))
     values["cancel_asked"] = bool(values["cancel_asked"])
     for name in ("body", "input", "memory"):
-        values[name] = bytes(values.get(name, b""))
+        values[name] = bytes(values.get(name) or b"")
     return Record(**values)

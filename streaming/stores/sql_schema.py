@@ -30,8 +30,10 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             id TEXT PRIMARY KEY, owner TEXT NOT NULL, kind TEXT NOT NULL, run TEXT NOT NULL,
             front_end TEXT NOT NULL, status TEXT NOT NULL, created DOUBLE PRECISION NOT NULL,
             ended DOUBLE PRECISION, next_sequence BIGINT NOT NULL, cancel_asked INTEGER NOT NULL,
-            previous TEXT, conversation TEXT, body BLOB NOT NULL, input BLOB NOT NULL,
-            memory BLOB NOT NULL, bytes BIGINT NOT NULL)""",
+            previous TEXT, conversation TEXT, body BLOB NOT NULL, bytes BIGINT NOT NULL)""",
+        # Apart, since each append writes a record's row anew.
+        """CREATE TABLE contents (
+            record TEXT PRIMARY KEY, input BLOB NOT NULL, memory BLOB NOT NULL)""",
         "CREATE INDEX records_owner ON records (owner, kind, created)",
         "CREATE INDEX records_active ON records (front_end) WHERE ended IS NULL",
         "CREATE INDEX records_ended ON records (ended) WHERE ended IS NOT NULL",
@@ -46,6 +48,7 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         """CREATE TABLE items (
             conversation TEXT NOT NULL, position BIGINT NOT NULL, id TEXT NOT NULL,
             data BLOB NOT NULL, PRIMARY KEY (conversation, position))""",
+        "CREATE INDEX items_id ON items (conversation, id)",
         """CREATE TABLE front_ends (
             id TEXT PRIMARY KEY, until DOUBLE PRECISION NOT NULL, machine TEXT NOT NULL,
             socket TEXT NOT NULL, url TEXT NOT NULL)""",
@@ -57,7 +60,6 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             key TEXT PRIMARY KEY, paid_until DOUBLE PRECISION NOT NULL, day BIGINT NOT NULL,
             tokens BIGINT NOT NULL)""",
     ),
-    ("CREATE INDEX items_id ON items (conversation, id)",),
 )
 
 
