@@ -15,10 +15,10 @@ from aiohttp import web
 from server.chat_wire import DONE, TRUNCATED, ChatWire, Tokens, completion, error_event
 from server.errors import error_object, error_response, unexpected
 from server.keys import OUTCOME, REQUEST_ID, SETTINGS
-from server.padded_reply import PaddedReply
+from server.padded_reply import PaddedReply, reply_whole
 from server.run_ids import leg_id
 from server.sse_writer import SseWriter
-from streaming.events import Event
+from streaming.events import Event, Failure
 from streaming.json_codec import encode_json
 from streaming.run import Run, RunReader
 from streaming.transcript import Transcript
@@ -40,37 +40,21 @@ async def collect_run(
 
     Raises ConnectionError when the client is gone.
     """
-    settings = request.app[SETTINGS]
-    padded = PaddedReply(
-        request,
-        run,
-        reader,
-        first_seconds=settings.padding_seconds,
-        every_seconds=settings.heartbeat_seconds,
-    )
-    try:
+
+    async def answer(padded: PaddedReply) -> bytes | Failure:
         transcript = transcript_of(request.app, run, reader)
         reasoning = _Collected()
         while events := await padded.read():
             for event in events:
                 reasoning.add(transcript.feed(event))
         if transcript.failure is not None:
-            request[OUTCOME] = run.outcome or "agent_failed"
-            if padded.begun:
-                return padded.cut()
-            return error_response(transcript.failure, work_begun=run.started is not None)
+            return transcript.failure
         run_id = leg_id(run.id, reader.begin)
-        body = _completion_of(
+        return _completion_of(
             run_id, transcript, reasoning.text(), created, model, reasoning_format
         )
-    except ConnectionError:
-        raise
-    except Exception as error:
-        if not padded.begun:
-            raise
-        request[OUTCOME] = unexpected(request, error).code or "failed"
-        return padded.cut()
-    return await padded.finish(body)
+
+    return await reply_whole(request, run, reader, answer)
 
 
 def _completion_of(

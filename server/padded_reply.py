@@ -18,12 +18,14 @@ with a blank every so often, which JSON allows and every client's parser skips. 
 import asyncio
 import socket
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from aiohttp import HttpVersion11, web
 
-from server.keys import REQUEST_ID
-from streaming.events import Event
+from server.errors import error_response, unexpected
+from server.keys import OUTCOME, REQUEST_ID, SETTINGS
+from streaming.events import Event, Failure
 from streaming.run import Run, RunReader
 
 BLANK = b" "
@@ -96,6 +98,42 @@ class PaddedReply:
             await self._response.prepare(self._request)
         await self._response.write(BLANK)
         self._next = _now() + self._every_seconds
+
+
+# The JSON, or why there is none.
+Answer = Callable[[PaddedReply], Awaitable[bytes | Failure]]
+
+
+async def reply_whole(
+    request: web.Request, run: Run, reader: RunReader, answer: Answer
+) -> web.StreamResponse:
+    """What `answer` makes of the run's events, or an error that is not to be retried.
+
+    Raises ConnectionError when the client is gone, and what `answer` raises before a blank was sent.
+    """
+    settings = request.app[SETTINGS]
+    padded = PaddedReply(
+        request,
+        run,
+        reader,
+        first_seconds=settings.padding_seconds,
+        every_seconds=settings.heartbeat_seconds,
+    )
+    try:
+        told = await answer(padded)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if not padded.begun:
+            raise
+        request[OUTCOME] = unexpected(request, error).code or "failed"
+        return padded.cut()
+    if isinstance(told, bytes):
+        return await padded.finish(told)
+    request[OUTCOME] = run.outcome or "agent_failed"
+    if padded.begun:
+        return padded.cut()
+    return error_response(told, work_begun=run.started is not None)
 
 
 def _tells_a_cut(request: web.Request) -> bool:

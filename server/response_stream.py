@@ -13,10 +13,11 @@ from aiohttp import web
 from server.chat_wire import DONE
 from server.errors import error_object, error_response, unexpected
 from server.keys import OUTCOME, REQUEST_ID, SETTINGS, STORE
-from server.padded_reply import PaddedReply
+from server.padded_reply import PaddedReply, reply_whole
 from server.response_keeper import ResponseKeeper
 from server.response_telling import ResponseTelling
 from server.sse_writer import SseWriter
+from streaming.events import Failure
 from streaming.failures import SmolgateError
 from streaming.json_codec import encode_json
 from streaming.run import Run, RunReader
@@ -67,15 +68,8 @@ async def collect_told(
 
     Raises ConnectionError when the client is gone.
     """
-    settings = request.app[SETTINGS]
-    padded = PaddedReply(
-        request,
-        run,
-        reader,
-        first_seconds=settings.padding_seconds,
-        every_seconds=settings.heartbeat_seconds,
-    )
-    try:
+
+    async def answer(padded: PaddedReply) -> bytes | Failure:
         while events := await padded.read():
             if keeper is None:
                 telling.feed(events)
@@ -85,21 +79,9 @@ async def collect_told(
             await keeper.done.wait()
             if keeper.refusal is not None:
                 raise keeper.refusal
-        failure = telling.transcript.failure
-        if failure is not None:
-            request[OUTCOME] = run.outcome or "agent_failed"
-            if padded.begun:
-                return padded.cut()
-            return error_response(failure, work_begun=run.started is not None)
-        body = encode_json(telling.response)
-    except ConnectionError:
-        raise
-    except Exception as error:
-        if not padded.begun:
-            raise
-        request[OUTCOME] = unexpected(request, error).code or "failed"
-        return padded.cut()
-    return await padded.finish(body)
+        return telling.transcript.failure or encode_json(telling.response)
+
+    return await reply_whole(request, run, reader, answer)
 
 
 async def stream_kept(

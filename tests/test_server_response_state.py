@@ -378,7 +378,7 @@ async def test_who_reads_by_get_keeps_a_run_going_whose_client_left(
         watching = asyncio.create_task(get_events(gateway, response_id))
         run = next(iter(gateway.app[SUPERVISOR].runs.values()))
         await until(lambda: run.readers == 2)
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # twice what a run may go on that nobody reads
     held.gate.set()
     assert (await watching)[-1]["response"]["status"] == "completed"
 
