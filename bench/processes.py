@@ -5,15 +5,19 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
 @contextmanager
-def process_saying(pattern: str, *command: str, **environment: str) -> Iterator[tuple[int, str]]:
-    """Run `python -m command…`; yields its pid and what `pattern` finds in its first lines."""
+def process_saying(
+    pattern: str, *command: str, under: Sequence[str] = (), **environment: str
+) -> Iterator[tuple[int, str]]:
+    """Run `python -m command…`, `under` another command; yields its pid and what `pattern` finds in its first
+    lines.
+    """
     with subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [*under, sys.executable, "-m", *command],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

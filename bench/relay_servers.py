@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +130,12 @@ def gateway_server(
     module: str = "server",
     *,
     bare: bool = False,
+    under: Sequence[str] = (),
     **more: str,
 ) -> Iterator[Server]:
     """The gateway, as `python -m MODULE`: keys with limits, metrics, and its access log into a pipe, as
-    under systemd. `bare`: without keys, and silent. `more` are settings of its environment.
+    under systemd. `bare`: without keys, and silent. `under` is a command that runs it, `more` are settings of
+    its environment.
     """
     port = free_port()
     environment = {
@@ -152,7 +154,7 @@ def gateway_server(
         if not bare:
             environment["API_KEYS_FILE"] = stack.enter_context(keys_file())
         pid, _ = stack.enter_context(
-            process_saying(r"(HF_TOKEN is not set)", *command, **environment)
+            process_saying(r"(HF_TOKEN is not set)", *command, under=under, **environment)
         )
         await_port(port)
         pin(pid, (os.cpu_count() or 1) - 1)
@@ -184,10 +186,12 @@ def nginx_server(
     locations: str = "",
     headers: str = "",
     also: tuple[int, ...] = (),
+    under: Sequence[str] = (),
 ) -> Iterator[Server]:
     """nginx, one process, streaming through. Raises Unavailable.
 
     Requests go to the upstream named `first`, with further `headers`; the rest goes into its configuration.
+    `under` is a command that runs it.
     """
     binary = nginx_path()
     port = free_port()
@@ -205,7 +209,7 @@ def nginx_server(
                 headers=headers,
             )
         )
-        command = [binary, "-p", folder, "-c", str(config), "-e", f"{folder}/error.log"]
+        command = [*under, binary, "-p", folder, "-c", str(config), "-e", f"{folder}/error.log"]
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
