@@ -25,10 +25,10 @@ from contextlib import ExitStack, contextmanager
 import uvloop
 
 from bench.debian_packages import Unavailable
-from bench.relay_accel import accel_server
+from bench.relay_accel import accel_floor, accel_server
 from bench.relay_paced import delay_row, idle_row
 from bench.relay_profiled import Row as ProfileRow
-from bench.relay_rows import ROWS, Figure, figures, line_of, title
+from bench.relay_rows import ROWS, Figure, Through, figures, line_of, title
 from bench.relay_run import CLIENTS, QUICK, STUCK_SECONDS, Bench, Cost, Effort, Verdicts
 from bench.relay_servers import Server, gateway_server, nginx_server, pin
 from bench.relay_work import KEY, SCRUB_MODE, STREAMS
@@ -67,15 +67,17 @@ async def measure(names: Sequence[str], effort: Effort) -> tuple[list[Figure], V
     with ExitStack() as stack:
         gateway = stack.enter_context(gateway_server(bench.port))
         bare = stack.enter_context(gateway_server(bench.port, "gateway, bare", bare=True))
-        nginx = accel = None
+        servers: dict[Through, Server] = {"gateway": gateway}
+        nginx = None
         try:
             nginx = stack.enter_context(nginx_server(bench.port))
-            accel = stack.enter_context(accel_server(bench.port))
+            servers["accel"] = stack.enter_context(accel_server(bench.port))
+            servers["accel floor"] = stack.enter_context(accel_floor(bench.port))
         except Unavailable as error:
             print(f"no column of nginx: {error}")
         if cpu_names := [name for name in names if name in ROWS]:
             print(title())
-            async for figure in figures(bench, cpu_names, nginx, gateway, bare, accel):
+            async for figure in figures(bench, cpu_names, servers, bare, nginx):
                 print(line_of(figure), flush=True)
                 found.append(figure)
         if "delay" in names:

@@ -4,12 +4,17 @@ In: a `Bench`, and rows by name. Out: a `Figure` each: CPU microseconds and byte
 the median of the turns' ratios. Everything on: keys with limits, metrics, an access log line a request.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bench.relay_run import CLIENTS, Bench
 from bench.relay_servers import Server
 from bench.relay_work import Work
+
+# Who is measured: the gateway; nginx that it tells to carry a request out, and itself; or nginx that a server tells
+# which answers a constant, and that server.
+Through = Literal["gateway", "accel", "accel floor"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Row:
     goal: float | None = None
     base: Work | None = None  # None: nginx, verbatim
     clients: int = CLIENTS
-    accel: bool = False  # nginx carries it out; its CPU counts, too
+    through: Through = "gateway"
 
     @property
     def unit(self) -> str:
@@ -61,9 +66,11 @@ _GOALS = {
     ),
 }
 _ACCEL = {
-    "alone-accel": Row("events alone, X-Accel-Redirect", ALONE, 1.3, accel=True),
-    "burst-accel": Row("burst, X-Accel-Redirect", BURST, 1.3, accel=True),
-    "plain-accel": Row("2 KB, X-Accel-Redirect", PLAIN, accel=True),
+    "alone-accel": Row("events alone, X-Accel-Redirect", ALONE, 1.3, through="accel"),
+    "burst-accel": Row("burst, X-Accel-Redirect", BURST, 1.3, through="accel"),
+    "plain-accel": Row("2 KB, X-Accel-Redirect", PLAIN, through="accel"),
+    "alone-floor": Row("events alone, X-Accel-Redirect's floor", ALONE, through="accel floor"),
+    "burst-floor": Row("burst, X-Accel-Redirect's floor", BURST, through="accel floor"),
 }
 _CLIENTS = {
     f"{name}-{clients}": Row(
@@ -80,20 +87,18 @@ _TITLES = ("µs per", "base", "gateway", "ratio", "goal", "bare", "bytes", "requ
 async def figures(
     bench: Bench,
     names: Sequence[str],
-    nginx: Server | None,
-    gateway: Server,
+    servers: Mapping[Through, Server],
     bare: Server,
-    accel: Server | None,
+    nginx: Server | None,
 ) -> AsyncIterator[Figure]:
     """Each row as it is measured; what misses its goal is noted with the bench's verdicts."""
     for name in names:
         row = ROWS[name]
-        measured = accel if row.accel else gateway
-        if measured is None:
+        if row.through not in servers:
             continue
-        contenders = [(measured, row.work), (bare, row.work)]
+        contenders = [(servers[row.through], row.work), (bare, row.work)]
         if row.base is not None:
-            contenders.append((gateway, row.base))
+            contenders.append((servers[row.through], row.base))
         elif nginx is not None:
             contenders.append((nginx, Work(row.work.pace, row.work.stream)))
         mine, without, *other = await bench.costs(contenders, row.clients)
