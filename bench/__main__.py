@@ -28,7 +28,8 @@ _PAGE = """\
 `make bench` measures all of this in one run, and writes this page. What counts is CPU time, user and system, of the
 process that is measured: other work on the machine hardly moves it. Where another is the base, both take turns,
 and the ratio is the median of the turns' ratios. Differences under 15 % mean nothing. `tests/test_performance.py`
-guards what does not drift at all: function calls, system calls and imports.
+guards what does not drift: instructions and allocations (`python -m bench.instructions` prints them), function calls,
+system calls and imports.
 
 Measured on {machine},
 {date}, at a load average of {load:.1f}.

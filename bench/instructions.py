@@ -13,9 +13,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import uvloop
 
@@ -27,19 +28,31 @@ from bench.relay_run import CLIENTS, Bench, Effort
 from bench.relay_servers import Server, gateway_server, nginx_server
 from bench.relay_work import Work
 
-# Of these many requests, after as many that warm it up.
-REQUESTS = {"lockstep": 64, "burst": 256, "plain": 512}
+# So many requests of each client, after as many that warm it up.
+EACH = {"lockstep": 2, "burst": 8, "plain": 16}
 ANSWER_SECONDS = 120
 ROW_NAMES = ("alone", "burst", "plain", "burst-scrubbed", "alone-scrubbed")
 _TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
+_CALLED = re.compile(r"^cfn=\((\d+)\)(?: (.*))?$")
+_CALLS = re.compile(r"^calls=(\d+) ")
+ALLOCATE = frozenset({"malloc", "calloc", "realloc"})
+
+
+class Counts(NamedTuple):
+    """Of one unit of work, an event or a request. `allocations` are those of the C library: with PYTHONMALLOC=malloc in
+    its environment, all that a server's interpreter makes.
+    """
+
+    instructions: float
+    allocations: float
 
 
 class Counter:
     """Counts what a server executes. `under` runs it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: Path) -> None:
         """Raises Unavailable."""
-        self._folder = Path(folder)
+        self._folder = folder
         self._control = program_path("callgrind_control", "valgrind")
         self._dumps = 0
         self.under = (
@@ -57,15 +70,36 @@ class Counter:
         yield
         self._tell(server, "--instr=off")
 
-    def take(self, server: Server) -> tuple[int, Path]:
-        """The instructions since it was last asked, and callgrind's file."""
+    def take(self, server: Server, units: int) -> Counts:
+        """What was executed since it was last asked, by so many units."""
         self._tell(server, "--dump")
         self._dumps += 1
-        file = self._folder / f"out.{self._dumps}"
-        found = _TOTALS.search(file.read_text())
+        told = self.last_file.read_text()
+        found = _TOTALS.search(told)
         if found is None:
-            raise RuntimeError(f"no totals in {file}")
-        return int(found[1]), file
+            raise RuntimeError(f"no totals in {self.last_file}")
+        return Counts(int(found[1]) / units, _calls_of(ALLOCATE, told) / units)
+
+    @property
+    def last_file(self) -> Path:
+        """Callgrind's file of what was taken last."""
+        return self._folder / f"out.{self._dumps}"
+
+
+def _calls_of(functions: Container[str], told: str) -> int:
+    """How often these are called; callgrind tells a name once, its number from then on."""
+    names: dict[str, str] = {}
+    calls, called = 0, ""
+    for line in told.splitlines():
+        if line.startswith(("fn=(", "cfn=(")):
+            found = _CALLED.match(line if line[0] == "c" else f"c{line}")
+            assert found is not None
+            number, name = found.groups()
+            names.setdefault(number, (name or "").partition("'")[0])
+            called = names[number]
+        elif called in functions and (count := _CALLS.match(line)):
+            calls += int(count[1])
+    return calls
 
 
 async def answered(load: Clients, requests: int) -> int:
@@ -74,24 +108,24 @@ async def answered(load: Clients, requests: int) -> int:
     load.start()
     while not load.tally.stopping:
         await asyncio.sleep(0.005)
-        if load.tally.requests - before >= requests - CLIENTS:
+        if load.tally.requests - before >= requests - len(load.clients):
             break
     async with asyncio.timeout(ANSWER_SECONDS):
         await load.stop()
     return load.tally.requests - before
 
 
-async def instructions(
-    bench: Bench, server: Server, counter: Counter, work: Work
-) -> tuple[float, Path]:
-    """What one unit of work takes, and callgrind's file."""
-    load = await bench.connected(server.port, work, CLIENTS)
-    await answered(load, REQUESTS[work.pace])
+async def counts(
+    bench: Bench, server: Server, counter: Counter, work: Work, clients: int = CLIENTS
+) -> Counts:
+    """What one unit of work takes."""
+    requests = clients * EACH[work.pace]
+    load = await bench.connected(server.port, work, clients)
+    await answered(load, requests)
     with counter.counting(server):
-        done = await answered(load, REQUESTS[work.pace])
+        done = await answered(load, requests)
     load.close()
-    total, file = counter.take(server)
-    return total / (done * work.units), file
+    return counter.take(server, done * work.units)
 
 
 async def measure(names: Sequence[str], keep: Path | None) -> None:
@@ -99,21 +133,21 @@ async def measure(names: Sequence[str], keep: Path | None) -> None:
     listening = await bench.listen()
     with ExitStack() as stack:
         ours, theirs = (
-            Counter(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2)
+            Counter(Path(stack.enter_context(tempfile.TemporaryDirectory()))) for _ in range(2)
         )
         gateway = stack.enter_context(gateway_server(bench.port, under=ours.under))
         nginx = stack.enter_context(nginx_server(bench.port, under=theirs.under))
         for name in names:
             work = ROWS[name].work
-            mine, file = await instructions(bench, gateway, ours, work)
-            base, _ = await instructions(bench, nginx, theirs, Work(work.pace, work.stream))
+            mine, _ = await counts(bench, gateway, ours, work)
+            base, _ = await counts(bench, nginx, theirs, Work(work.pace, work.stream))
             print(
                 f"{ROWS[name].meaning:34}{mine:12,.0f} instructions per {ROWS[name].unit}"
                 f"   nginx {base:9,.0f}   {mine / base:6.1f}",
                 flush=True,
             )
             if keep is not None:
-                shutil.copy(file, keep / f"{name}.out")
+                shutil.copy(ours.last_file, keep / f"{name}.out")
     listening.close()
 
 

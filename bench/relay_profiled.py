@@ -1,7 +1,8 @@
 """The gateway as it is, with routes that profile its event loop's thread.
 
 `python -m bench.relay_profiled [flags of the server]`: POST /profile/start, then POST /profile/stop, which
-answers the rows of cProfile: `[where, calls, own seconds, whole seconds]`, the costliest first.
+answers the rows of cProfile: `[where, calls, own seconds, whole seconds]`, the costliest first. POST /reference
+runs the reference loop, REFERENCE_TURNS of it.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from bench.reference_loop import loop
 from server.__main__ import _loop_factory
 from server.listen import say_what_is_missing, serve
 from server.log_formats import start_logging
@@ -20,6 +22,7 @@ from server.registry import load_agents
 from server.settings import read_settings, secrets_of
 
 Row = tuple[str, int, float, float]
+REFERENCE_TURNS = 5000
 
 
 def rows_of(profile: cProfile.Profile) -> list[Row]:
@@ -46,6 +49,11 @@ def add_profile(app: web.Application) -> None:
         profile.disable()
         return web.json_response(rows_of(profile))
 
+    async def reference(_request: web.Request) -> web.Response:
+        loop(REFERENCE_TURNS)
+        return web.Response()
+
+    app.router.add_post("/reference", reference)
     app.router.add_post("/profile/start", start)
     app.router.add_post("/profile/stop", stop)
 

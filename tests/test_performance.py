@@ -1,16 +1,16 @@
 """What a relayed event, an agent's run and a start may cost, in numbers that a busy machine hardly moves.
 
-Calls of functions are counted, by cProfile in the server's process, and system calls, by the kernel; twice as
-many fail. CPU time stands in turns of a reference loop, the least of several rounds, with a wide margin.
-`make bench` has the figures themselves.
+Instructions and allocations are counted by callgrind, calls of functions by cProfile in the server's process, system calls
+by the kernel. CPU time stands in turns of a reference loop, the least of several rounds, with a wide margin; so do
+instructions, with a narrow one. `make bench` has the figures themselves.
 """
 
 import asyncio
 import http.client
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,11 @@ import pytest
 from server_process import ROOT, server_process
 
 from bench.agent_path import at_once, bare_runs, client
+from bench.debian_packages import Unavailable
+from bench.instructions import Counter, Counts, counts
 from bench.processes import measured_gateway, scripted_upstream
+from bench.reference_loop import micros_of_a_turn
+from bench.relay_profiled import REFERENCE_TURNS
 from bench.relay_rows import ROWS
 from bench.relay_run import Bench, Cost, Effort
 from bench.relay_servers import gateway_server
@@ -32,17 +36,6 @@ CLIENTS = 8
 ROUNDS = 2
 MANY_ROWS = 3000
 WAITING = 50
-
-
-def reference_micros() -> float:
-    """CPU of a loop of what this project does most: dictionaries, bytes, calls, JSON."""
-    began = time.thread_time()
-    seen: dict[str, int] = {}
-    for number in range(2000):
-        text = json.dumps({"content": f"word {number}"})
-        seen[text] = len(text.encode()) + text.find("9")
-    assert len(seen) == 2000
-    return (time.thread_time() - began) / 2000 * 1e6
 
 
 class Counted(NamedTuple):
@@ -83,7 +76,7 @@ async def _relayed() -> dict[str, Counted]:
             await bench.slice(load, server, work, None)
             before = system_calls_of(server.pid)
             for _ in range(ROUNDS):
-                turns.append(reference_micros())
+                turns.append(micros_of_a_turn())
                 await bench.slice(load, server, work, cost)
             system_calls = system_calls_of(server.pid) - before
             await asyncio.to_thread(_post, server.port, "/profile/start")
@@ -121,6 +114,54 @@ def _post(port: int, path: str) -> bytes:
 def test_relaying_costs_no_more(name: str, what: str, relayed: dict[str, Counted]) -> None:
     most = getattr(RELAY[name], what) * getattr(MORE, what)
     assert 0 < getattr(relayed[name], what) <= most
+
+
+# As measured: instructions in turns of the reference loop, and allocations; and what more may be.
+EXECUTED: dict[str, Counts] = {
+    "alone": Counts(0.62, 12.5),
+    "burst": Counts(49, 505),
+    "alone-scrubbed": Counts(1.37, 25.5),
+    "burst-scrubbed": Counts(96, 1480),
+    "plain": Counts(22.9, 430),
+}
+MORE_EXECUTED = 1.2
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counts]:
+    """The same, under callgrind."""
+    try:
+        counter = Counter(tmp_path_factory.mktemp("callgrind"))
+    except Unavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    return asyncio.run(_executed(counter))
+
+
+async def _executed(counter: Counter) -> dict[str, Counts]:
+    bench = Bench(Effort())
+    listening = await bench.listen()
+    with gateway_server(
+        bench.port, module="bench.relay_profiled", under=counter.under, PYTHONMALLOC="malloc"
+    ) as server:
+        with counter.counting(server):
+            await asyncio.to_thread(_post, server.port, "/reference")
+        turn = counter.take(server, REFERENCE_TURNS)
+        found = {}
+        for name in EXECUTED:
+            one = await counts(bench, server, counter, ROWS[name].work, CLIENTS)
+            found[name] = one._replace(instructions=one.instructions / turn.instructions)
+    listening.close()
+    return found
+
+
+@pytest.mark.timeout(600)  # what is counted runs fifty times slower
+@pytest.mark.parametrize("what", Counts._fields)
+@pytest.mark.parametrize("name", EXECUTED)
+def test_relaying_executes_no_more(name: str, what: str, executed: dict[str, Counts]) -> None:
+    most = getattr(EXECUTED[name], what) * MORE_EXECUTED
+    assert 0 < getattr(executed[name], what) <= most
 
 
 def test_an_agents_event_calls_no_more_functions() -> None:
@@ -162,7 +203,7 @@ async def _agents(base: str) -> Agents:
         await at_once(session, base, many, 1, 1)
         bare, run, row, turns = [], [], [], []
         for _ in range(ROUNDS):
-            turns.append(reference_micros())
+            turns.append(micros_of_a_turn())
             bare.append((await bare_runs(session, base, 20, 5)).cpu * 1e3)
             run.append((await at_once(session, base, few, 1, 5)).cpu_ms)
             row.append((await at_once(session, base, many, 1, 1)).cpu_ms)
