@@ -85,6 +85,8 @@ def base_url(text: str) -> str:
 def parse_upstreams(text: str) -> tuple[UpstreamEntry, ...]:
     """Raises BadEntry."""
     if not text.lstrip().startswith(("[", "{")):
+        if "://" in text:  # there may be a password in it
+            raise BadEntry(" is an address; allowed is a JSON list or the path of one")
         try:
             text = Path(text).read_text(encoding="utf-8")
         except (OSError, ValueError):

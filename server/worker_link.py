@@ -179,7 +179,8 @@ class WorkerLink:
         log.error("the parent process is gone; stopping")
         self.parent_gone.set()
         for answer in self._answers.values():
-            answer.set_exception(ConnectionResetError("the parent process is gone"))
+            if not answer.done():  # its request may have been cancelled
+                answer.set_exception(ConnectionResetError("the parent process is gone"))
 
     def _take(self, message: ToWorker) -> None:
         match message:

@@ -60,6 +60,10 @@ def test_without_a_first_upstream_the_agents_use_one_of_these_or_the_embedded_mo
     [
         ("[{", " is no valid JSON"),
         ("[]", " is an empty list"),
+        (
+            "https://me:hidden@models.test/v1",
+            " is an address; allowed is a JSON list or the path of one",
+        ),
         ("nowhere/upstreams.json", " is 'nowhere/upstreams.json', which cannot be read"),
         ({"models": ["a"]}, " does not fit: expected `array`"),
         ([{"models": ["a"]}], "[0] does not fit: object missing required field `base`"),
