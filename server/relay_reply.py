@@ -8,6 +8,7 @@ the client's HTTP library reports.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -36,7 +37,7 @@ from streaming.upstream_group import Data, UpstreamGroup
 Fault = Callable[[Mapping[str, Any]], bytes]
 
 
-async def send_relayed(
+def send_relayed(
     request: web.Request,
     path: str,
     body: Data,
@@ -45,31 +46,34 @@ async def send_relayed(
     scrub: ScrubOptions | None,
     finishes: int = 0,
     stream: bool = False,
-) -> web.StreamResponse:
+) -> Awaitable[web.StreamResponse]:
     """Relay one request; `stream`: it asks for one, so that heartbeats may come before the upstream does.
 
     Raises SmolgateError leaves before the first byte.
     """
-    if request.rel_url.raw_query_string:
-        path = f"{path}?{request.rel_url.raw_query_string}"
-    if scrub is None:
-        refuse_when_draining(request.app)
+    if query := request.rel_url.raw_query_string:
+        path = f"{path}?{query}"
+    app = request.app
+    if scrub is None and app[SETTINGS].accel_redirect:
+        refuse_when_draining(app)
         if (redirect := redirect_of(request, path, body, upstream)) is not None:
-            return redirect
+            return _at_once(redirect)
+    ask = partial(
+        relay,
+        upstream,
+        request.method,
+        path,
+        request.headers,
+        request[REQUEST_ID],
+        body,
+        scrub=scrub,
+        finishes=finishes,
+    )
+    return send_reply(request, ask, stream=stream)
 
-    async def ask() -> Relayed:
-        return await relay(
-            upstream,
-            request.method,
-            path,
-            request.headers,
-            request[REQUEST_ID],
-            body,
-            scrub=scrub,
-            finishes=finishes,
-        )
 
-    return await send_reply(request, ask, stream=stream)
+async def _at_once(response: web.StreamResponse) -> web.StreamResponse:
+    return response
 
 
 def chat_fault(error: Mapping[str, Any]) -> bytes:
@@ -85,8 +89,9 @@ async def send_reply(
     fault: Fault = chat_fault,
 ) -> web.StreamResponse:
     """Send what `ask` gets; `fault` ends a stream that went wrong before there was a reply. Raises as above."""
-    refuse_when_draining(request.app)
-    pulse, relays = request.app[UPSTREAMS].pulse, request.app[RELAYS]
+    app = request.app
+    refuse_when_draining(app)
+    pulse, relays = app[UPSTREAMS].pulse, app[RELAYS]
     task = asyncio.current_task(pulse.loop)
     assert task is not None
     relays.add(task)
@@ -98,7 +103,7 @@ async def send_reply(
             events = await _open_stream(request, pulse)
         relayed = await ask()
         fault = relayed.fault or fault
-        request.app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
+        app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
         metered(request, relayed)
         if relayed.events is not None:
             events = events or await _open_stream(request, pulse)
