@@ -228,7 +228,8 @@ class UpstreamGroup:
         else:
             raise self._refusal()
         outcome = await self._ask(call, member)
-        if isinstance(outcome, UpstreamReply) and outcome.status not in NOT_NOW:
+        # Asked of the error: of an abstract class it is a slow question.
+        if not isinstance(outcome, UpstreamUnavailable) and outcome.status not in NOT_NOW:
             return outcome
         turns = _Turns(untried, self._retry.retries, end)
         return await self._another(call, turns, member, outcome)
@@ -241,7 +242,10 @@ class UpstreamGroup:
         failure: UpstreamUnavailable | None = None
         try:
             while True:
-                if isinstance(outcome, UpstreamReply):
+                if isinstance(outcome, UpstreamUnavailable):
+                    failure = outcome
+                    turns.put_back(member, 0.0)
+                else:
                     if answer is not None:
                         answer.close()
                     answer = outcome
@@ -249,9 +253,6 @@ class UpstreamGroup:
                         break
                     if (wait := _seconds_to_wait(answer)) is not None:
                         turns.put_back(member, wait)
-                else:
-                    failure = outcome
-                    turns.put_back(member, 0.0)
                 if isinstance(call.data, StreamedBody) and call.data.begun:
                     break
                 if (following := await turns.next()) is None:
