@@ -8,6 +8,7 @@ the client's HTTP library reports.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -28,6 +29,8 @@ from server.keys import (
     UPSTREAMS,
 )
 from server.metered_reply import metered
+from server.settings import Settings
+from streaming.event_stages import DirectEvents
 from streaming.failures import Draining, SmolgateError
 from streaming.pulse import Pulse
 from streaming.relay import Relayed, ScrubOptions, relay
@@ -36,7 +39,7 @@ from streaming.upstream_group import Data, UpstreamGroup
 Fault = Callable[[Mapping[str, Any]], bytes]
 
 
-async def send_relayed(
+def send_relayed(
     request: web.Request,
     path: str,
     body: Data,
@@ -45,31 +48,34 @@ async def send_relayed(
     scrub: ScrubOptions | None,
     finishes: int = 0,
     stream: bool = False,
-) -> web.StreamResponse:
+) -> Awaitable[web.StreamResponse]:
     """Relay one request; `stream`: it asks for one, so that heartbeats may come before the upstream does.
 
     Raises SmolgateError leaves before the first byte.
     """
-    if request.rel_url.raw_query_string:
-        path = f"{path}?{request.rel_url.raw_query_string}"
-    if scrub is None:
-        refuse_when_draining(request.app)
+    if query := request.rel_url.raw_query_string:
+        path = f"{path}?{query}"
+    app = request.app
+    if scrub is None and app[SETTINGS].accel_redirect:
+        refuse_when_draining(app)
         if (redirect := redirect_of(request, path, body, upstream)) is not None:
-            return redirect
+            return _at_once(redirect)
+    ask = partial(
+        relay,
+        upstream,
+        request.method,
+        path,
+        request.headers,
+        request[REQUEST_ID],
+        body,
+        scrub=scrub,
+        finishes=finishes,
+    )
+    return send_reply(request, ask, stream=stream)
 
-    async def ask() -> Relayed:
-        return await relay(
-            upstream,
-            request.method,
-            path,
-            request.headers,
-            request[REQUEST_ID],
-            body,
-            scrub=scrub,
-            finishes=finishes,
-        )
 
-    return await send_reply(request, ask, stream=stream)
+async def _at_once(response: web.StreamResponse) -> web.StreamResponse:
+    return response
 
 
 def chat_fault(error: Mapping[str, Any]) -> bytes:
@@ -85,8 +91,9 @@ async def send_reply(
     fault: Fault = chat_fault,
 ) -> web.StreamResponse:
     """Send what `ask` gets; `fault` ends a stream that went wrong before there was a reply. Raises as above."""
-    refuse_when_draining(request.app)
-    pulse, relays = request.app[UPSTREAMS].pulse, request.app[RELAYS]
+    app = request.app
+    refuse_when_draining(app)
+    pulse, relays = app[UPSTREAMS].pulse, app[RELAYS]
     task = asyncio.current_task(pulse.loop)
     assert task is not None
     relays.add(task)
@@ -95,14 +102,15 @@ async def send_reply(
     began = time.monotonic()
     try:
         if stream:
-            events = await _open_stream(request, pulse)
+            events = await _open_stream(request, app[SETTINGS], pulse)
         relayed = await ask()
         fault = relayed.fault or fault
-        request.app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
+        app[REQUEST_COUNTS].first_byte_seconds.observe(time.monotonic() - began)
         metered(request, relayed)
         if relayed.events is not None:
-            events = events or await _open_stream(request, pulse)
-            return await _send_events(request, relayed, events, fault)
+            events = events or await _open_stream(request, app[SETTINGS], pulse)
+            await _carry(relayed, relayed.events, events)
+            return events
         if events is not None and events.prepared:
             if not relayed.is_events or relayed.whole is None:
                 raise relayed.no_stream()
@@ -124,8 +132,7 @@ async def send_reply(
             relayed.reply.close()
 
 
-async def _open_stream(request: web.Request, pulse: Pulse) -> DirectStream:
-    settings = request.app[SETTINGS]
+async def _open_stream(request: web.Request, settings: Settings, pulse: Pulse) -> DirectStream:
     stream = DirectStream(
         request,
         (("x-request-id", request[REQUEST_ID]),),
@@ -137,32 +144,21 @@ async def _open_stream(request: web.Request, pulse: Pulse) -> DirectStream:
     return stream
 
 
-async def _send_events(
-    request: web.Request, relayed: Relayed, stream: DirectStream, fault: Fault
-) -> web.StreamResponse:
+def _carry(relayed: Relayed, events: DirectEvents, stream: DirectStream) -> Awaitable[None]:
     """The stream on the short way where it goes that, else by pieces."""
-    assert relayed.events is not None
-    try:
-        if not stream.prepared:
-            stream.set_head(relayed.status, relayed.headers)
-        taken = relayed.reply.take() if stream.takes_frames else None
-        if taken is not None:
-            await stream.carry(taken, relayed.events, relayed.last)
-        else:
-            await stream.carry_pieces(relayed.event_pieces(), relayed.last)
-    except BaseException as error:
-        if not stream.prepared:
-            raise
-        stream.end_with(_last_words(request, error, fault))
-    finally:
-        stream.release()
-    return stream
+    if not stream.prepared:
+        stream.set_head(relayed.status, relayed.headers)
+    taken = relayed.reply.take() if stream.takes_frames else None
+    if taken is not None:
+        return stream.carry(taken, events, relayed.last)
+    return stream.carry_pieces(relayed.event_pieces(), relayed.last)
 
 
 def _whole(request: web.Request, relayed: Relayed, body: bytes) -> web.StreamResponse:
-    if has_body(request, relayed.status):
-        return BareResponse(relayed.status, relayed.headers, body)
-    return web.Response(status=relayed.status, headers=relayed.headers, body=body)
+    status = relayed.status
+    if has_body(request, status):
+        return BareResponse(status, relayed.headers, body)
+    return web.Response(status=status, headers=relayed.headers, body=body)
 
 
 async def _send_body(request: web.Request, relayed: Relayed) -> web.StreamResponse:

@@ -6,7 +6,7 @@ event, never half of one, so that whoever writes them may put a heartbeat or an 
 stream that ends without being complete ends in `UpstreamFailed`.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +24,40 @@ from streaming.upstream_errors import error_text
 from streaming.upstream_group import Data, UpstreamGroup
 from streaming.upstream_reply import UpstreamReply
 
+# Names of headers are remembered as they were spelled, so many, and none that is longer.
+MAX_NAMES = 512
+MAX_NAME_CHARACTERS = 64
+
+
+class HeaderFilter(dict[str, bool]):
+    """Whether a header goes on to the other side, by its name; most names come with every request."""
+
+    def __init__(self, dropped: Iterable[str]) -> None:
+        super().__init__()
+        self.dropped = frozenset(dropped)
+
+    def without(self, names: Iterable[str]) -> "HeaderFilter":
+        """One that drops these, too."""
+        return HeaderFilter(self.dropped.union(names))
+
+    def __missing__(self, name: str) -> bool:
+        goes_on = name.lower() not in self.dropped
+        if len(name) <= MAX_NAME_CHARACTERS:
+            if len(self) >= MAX_NAMES:
+                self.clear()
+            self[name] = goes_on
+        return goes_on
+
+
 # RFC 9110 7.6.1, and what belongs to one hop or to the client alone.
-NOT_RELAYED_UP = frozenset(
+NOT_RELAYED_UP = HeaderFilter(
     "host content-length content-encoding connection keep-alive proxy-connection "
     "proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade expect cookie "
     "x-api-key api-key forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip "
     "x-on-disconnect x-model x-request-id idempotency-key authorization accept-encoding "
     "x-smolgate-accel".split()
 )
-NOT_RELAYED_DOWN = frozenset(
+NOT_RELAYED_DOWN = HeaderFilter(
     "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
     "transfer-encoding upgrade set-cookie server alt-svc x-request-id "
     # With these a server tells nginx what to do, and that is this server's to say.
@@ -42,8 +67,8 @@ NOT_RELAYED_DOWN = frozenset(
     "access-control-allow-origin access-control-allow-credentials access-control-expose-headers "
     "access-control-allow-methods access-control-allow-headers access-control-max-age".split()
 )
-_HAS_NO_LENGTH = NOT_RELAYED_DOWN | {"content-length"}
-DECODED_NOT_RELAYED_DOWN = _HAS_NO_LENGTH | {"content-encoding"}
+_HAS_NO_LENGTH = NOT_RELAYED_DOWN.without(["content-length"])
+DECODED_NOT_RELAYED_DOWN = _HAS_NO_LENGTH.without(["content-encoding"])
 # Bodies up to this size are read whole: a reply that breaks off is then an error, not half a reply.
 MAX_WHOLE_BYTES = 1 << 20
 # How events begin, for replies that do not say what they are.
@@ -152,49 +177,47 @@ async def relayed_reply(
     decoded: bool,
 ) -> Relayed:
     """What the client gets of a reply whose head is read. Raises UpstreamFailed."""
-    if 300 <= reply.status < 400:
+    status, headers = reply.status, reply.headers
+    if 300 <= status < 400:
         raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
-    dropped = NOT_RELAYED_DOWN
-    if decoded:
-        dropped = DECODED_NOT_RELAYED_DOWN
-    if reply.status >= 300:
+    if status >= 300:
         scrub = None
+    content_type = reply.content_type
     whole: bytes | None = None
     events: DirectEvents | None = None
     # Compressed events cannot be told apart: they go on as any other body does.
-    is_coded = dropped is NOT_RELAYED_DOWN and "Content-Encoding" in reply.headers
-    if reply.content_type == "text/event-stream" and not is_coded:
+    if content_type == "text/event-stream" and (decoded or "Content-Encoding" not in headers):
         events = DirectEvents(
             VerbatimEvents(finishes)
             if scrub is None
             else ScrubbedEvents(scrub.for_stream(), finishes)
         )
     elif scrub is not None:
-        whole = _scrubbed_body(await reply.body(), scrub, reply.content_type)
-    elif _is_small(reply):
+        whole = _scrubbed_body(await reply.body(), scrub, content_type)
+    elif _is_small(reply, content_type):
         whole = await reply.body()
-    if dropped is NOT_RELAYED_DOWN and (whole is not None or events is not None):
-        dropped = _HAS_NO_LENGTH
-    received = relayed_headers(reply.headers, dropped)
+    if decoded:
+        passing = DECODED_NOT_RELAYED_DOWN
+    else:
+        passing = NOT_RELAYED_DOWN if whole is None and events is None else _HAS_NO_LENGTH
+    received = relayed_headers(headers, passing)
     received.append(("x-request-id", request_id))
     return Relayed(reply, received, whole, events)
 
 
-def relayed_headers(
-    headers: CIMultiDictProxy[str], dropped: frozenset[str]
-) -> list[tuple[str, str]]:
+def relayed_headers(headers: CIMultiDictProxy[str], passing: HeaderFilter) -> list[tuple[str, str]]:
     """Headers for the other side: without the dropped ones and those that `Connection` names."""
     if "Connection" in headers:
         named = ",".join(headers.getall("Connection")).lower()
         if named != "keep-alive":
-            dropped = dropped | {name.strip() for name in named.split(",")}
-    return [pair for pair in headers.items() if pair[0].lower() not in dropped]
+            passing = passing.without(name.strip() for name in named.split(","))
+    return [pair for pair in headers.items() if passing[pair[0]]]
 
 
-def _is_small(reply: UpstreamReply) -> bool:
+def _is_small(reply: UpstreamReply, content_type: str) -> bool:
     length = reply.content_length
     return (length or 0) <= MAX_WHOLE_BYTES and (
-        length is not None or reply.content_type == "application/json"
+        length is not None or content_type == "application/json"
     )
 
 

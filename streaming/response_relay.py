@@ -33,6 +33,7 @@ from streaming.upstream_reply import UpstreamReply
 RESPONSES = "/responses"
 CHAT_COMPLETIONS = "/chat/completions"
 JSON_TYPE = (("Content-Type", "application/json"),)
+_NOT_TRANSLATED_DOWN = DECODED_NOT_RELAYED_DOWN.without(["content-type"])
 SSE_TYPE = (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache, no-transform"))
 
 # Keeps a response that has ended; says whether it could.
@@ -163,7 +164,7 @@ class _BegunReply(UpstreamReply):
 
 
 async def _translated(reply: UpstreamReply, request_id: str, ask: ResponseAsk) -> Relayed:
-    headers = relayed_headers(reply.headers, DECODED_NOT_RELAYED_DOWN | {"content-type"})
+    headers = relayed_headers(reply.headers, _NOT_TRANSLATED_DOWN)
     headers.append(("x-request-id", request_id))
     begun, keep = ask.begun()
     events = ResponseEvents(begun, now=ask.now, holds_end=keep is not None)

@@ -25,6 +25,8 @@ class SilenceLimits:
 class SilenceWatch:
     """Watches from now, when the request was sent, until `close`."""
 
+    __slots__ = ("_limits", "_pulse", "_reply", "_seen", "_since")
+
     def __init__(self, reply: UpstreamReply, limits: SilenceLimits, pulse: Pulse) -> None:
         self._reply = reply
         self._limits = limits

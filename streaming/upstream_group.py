@@ -12,7 +12,15 @@ only where nothing was begun: no connection, or a 429, 502, 503 or 504 that says
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -33,6 +41,8 @@ from streaming.upstream_reply import UpstreamReply
 REPEAT_SECONDS = 0.2
 # It answered, but for its circuit as if it had not. A 429 comes from one that is well.
 DOWN = NOT_NOW - {429}
+# A request may have two; a `Look` says when the other is due.
+FORMS = 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ Look = Callable[[GroupMember, UpstreamReply], Awaitable[UpstreamReply | None]]
 
 
 Data = bytes | StreamedBody | BodyFor | None
+# What came of asking one upstream.
+_Outcome = UpstreamReply | UpstreamUnavailable
 
 
 @dataclass(slots=True)
@@ -76,14 +88,14 @@ class _Call:
     silence: SilenceLimits | None  # None: whoever reads the reply sees to that
     look: Look | None = None
 
-    async def to(self, member: GroupMember) -> UpstreamReply:
+    def to(self, member: GroupMember) -> Awaitable[UpstreamReply]:
         headers, data = self.headers, self.data
         if isinstance(data, StreamedBody):
             if data.length is not None:
                 headers = [*headers, ("Content-Length", str(data.length))]
         elif callable(data):
             data = data(member)
-        return await member.upstream.send(
+        return member.upstream.send(
             self.method,
             self.path if isinstance(self.path, str) else self.path(member),
             headers=headers,
@@ -93,36 +105,26 @@ class _Call:
         )
 
 
-@dataclass(slots=True)
-class _Answer:
-    """A reply of which only the head is read."""
+def _asks_for_another_try(reply: UpstreamReply) -> bool:
+    if reply.status not in NOT_NOW:
+        return False
+    said = reply.headers.get("x-should-retry", "").lower()
+    return said == "true" or (said != "false" and "Retry-After" in reply.headers)
 
-    reply: UpstreamReply
-    member: GroupMember
 
-    @property
-    def asks_for_another_try(self) -> bool:
-        if self.reply.status not in NOT_NOW:
-            return False
-        said = self.reply.headers.get("x-should-retry", "").lower()
-        return said == "true" or (said != "false" and "Retry-After" in self.reply.headers)
-
-    @property
-    def seconds_to_wait(self) -> float | None:
-        """None where it asks for a wait that is no number of seconds."""
-        if "Retry-After" not in self.reply.headers:
-            return 0.0
-        return retry_after_seconds(self.reply.headers)
+def _seconds_to_wait(reply: UpstreamReply) -> float | None:
+    """None where it asks for a wait that is no number of seconds."""
+    return retry_after_seconds(reply.headers) if "Retry-After" in reply.headers else 0.0
 
 
 class _Turns:
     """Whose turn it is, and when: each member once, then the soonest, as often as is allowed."""
 
-    def __init__(self, members: Sequence[GroupMember], limits: RetryLimits) -> None:
-        self._untried = list(members)
+    def __init__(self, untried: Iterable[GroupMember], retries: int, end: float) -> None:
+        self._untried = list(untried)
         self._again: list[tuple[float, GroupMember]] = []  # not before this time
-        self._left = limits.retries
-        self._end = monotonic() + limits.seconds
+        self._left = retries
+        self._end = end
 
     async def next(self) -> GroupMember | None:
         """Waits until it may be asked; None where nobody may."""
@@ -173,7 +175,7 @@ class UpstreamGroup:
             return None
         return "no upstream can be reached"
 
-    async def send(
+    def send(
         self,
         method: str,
         path: str | PathFor,
@@ -182,13 +184,13 @@ class UpstreamGroup:
         data: Data = None,
         raw: bool = False,
         look: Look | None = None,
-    ) -> UpstreamReply:
+    ) -> Coroutine[Any, Any, UpstreamReply]:
         """`Upstream.send`, to whichever upstream answers, until the reply's head is there. Close it.
 
         Raises also UpstreamSilent, here or from whoever reads the reply's body.
         """
         call = _Call(method, path, headers, data, raw, self._silence, look)
-        return (await self._answer(call)).reply
+        return self._answer(call)
 
     def chat(self, body: dict[str, Any]) -> AsyncGenerator[ModelChunk]:
         """One streamed chat completion: see `chat_chunks`. `body` may name another model."""
@@ -198,83 +200,103 @@ class UpstreamGroup:
         def body_for(member: GroupMember) -> bytes:
             return encode_json(body | {"model": member.model} if is_own else body)
 
+        members: dict[UpstreamReply, GroupMember] = {}
+
+        async def note(member: GroupMember, reply: UpstreamReply) -> UpstreamReply:
+            members[reply] = member
+            return reply
+
+        @asynccontextmanager
+        async def exchange() -> AsyncIterator[tuple[UpstreamReply, str | None]]:
+            reply = await self._answer(call)
+            try:
+                yield reply, members[reply].upstream.token
+            finally:
+                reply.close()
+
         headers = (("Content-Type", "application/json"), ("Accept", "text/event-stream"))
-        call = _Call("POST", "/chat/completions", headers, body_for, False, None)
-        return chat_chunks(self._chat_exchange(call), self._patience)
+        call = _Call("POST", "/chat/completions", headers, body_for, False, None, note)
+        return chat_chunks(exchange(), self._patience)
 
-    @asynccontextmanager
-    async def _chat_exchange(self, call: _Call) -> AsyncIterator[tuple[UpstreamReply, str | None]]:
-        answer = await self._answer(call)
-        try:
-            yield answer.reply, answer.member.upstream.token
-        finally:
-            answer.reply.close()
+    async def _answer(self, call: _Call) -> UpstreamReply:
+        """The answer to be told, most often that of the first who is asked. Raises as `_another` does."""
+        end = monotonic() + self._retry.seconds
+        untried = iter(self.members)
+        for member in untried:
+            if member.breaker.admit():
+                break
+        else:
+            raise self._refusal()
+        outcome = await self._ask(call, member)
+        # Asked of the error: of an abstract class it is a slow question.
+        if not isinstance(outcome, UpstreamUnavailable) and outcome.status not in NOT_NOW:
+            return outcome
+        turns = _Turns(untried, self._retry.retries, end)
+        return await self._another(call, turns, member, outcome)
 
-    async def _answer(self, call: _Call) -> _Answer:
-        """The answer to be told. Raises what the last attempt did."""
-        turns = _Turns(self.members, self._retry)
-        answer: _Answer | None = None
+    async def _another(
+        self, call: _Call, turns: _Turns, member: GroupMember, outcome: _Outcome
+    ) -> UpstreamReply:
+        """The answer to be told after this one's. Raises what the last attempt did."""
+        answer: UpstreamReply | None = None
         failure: UpstreamUnavailable | None = None
         try:
-            while (member := await turns.next()) is not None:
-                try:
-                    newer = await self._attempt(call, member)
-                except UpstreamUnavailable as error:
-                    failure = error
+            while True:
+                if isinstance(outcome, UpstreamUnavailable):
+                    failure = outcome
                     turns.put_back(member, 0.0)
                 else:
                     if answer is not None:
-                        answer.reply.close()
-                    answer = newer
-                    if not answer.asks_for_another_try:
+                        answer.close()
+                    answer = outcome
+                    if not _asks_for_another_try(answer):
                         break
-                    if (wait := answer.seconds_to_wait) is not None:
+                    if (wait := _seconds_to_wait(answer)) is not None:
                         turns.put_back(member, wait)
                 if isinstance(call.data, StreamedBody) and call.data.begun:
                     break
+                if (following := await turns.next()) is None:
+                    break
+                member = following
+                outcome = await self._ask(call, member)
         except BaseException:
             if answer is not None:
-                answer.reply.close()
+                answer.close()
             raise
-        if answer is not None:
-            return answer
-        raise failure or self._refusal()
+        if answer is None:
+            assert failure is not None
+            raise failure
+        return answer
 
-    async def _attempt(self, call: _Call, member: GroupMember) -> _Answer:
-        """Ask one upstream, and tell its circuit what came of it."""
-        reply = await self._exchange(call, member)
-        if reply is None:
-            reply = await self._exchange(call, member)
-        if reply is None:
-            raise UpstreamFailed("The upstream refused the request in every form.")
-        if reply.status in DOWN:
-            member.breaker.failed()
-        else:
-            member.breaker.succeeded()
-        return _Answer(reply, member)
-
-    async def _exchange(self, call: _Call, member: GroupMember) -> UpstreamReply | None:
-        """The reply, its head read; None where it is to be asked once more."""
-        reply: UpstreamReply | None = None
-        try:
-            reply = await call.to(member)
-            if call.silence is not None:
-                reply.call_on_close(SilenceWatch(reply, call.silence, self._pulse).close)
-            await reply.head()
-            if call.look is None:
-                return reply
-            seen = await call.look(member, reply)
+    async def _ask(self, call: _Call, member: GroupMember) -> _Outcome:
+        """Ask one upstream, and tell its circuit what came of it. Returns its reply, the head read."""
+        for _ in range(FORMS):
+            reply: UpstreamReply | None = None
+            try:
+                reply = await call.to(member)
+                if call.silence is not None:
+                    reply.call_on_close(SilenceWatch(reply, call.silence, self._pulse).close)
+                await reply.head()
+                seen = reply if call.look is None else await call.look(member, reply)
+            except BaseException as error:
+                if reply is not None:
+                    reply.close()
+                _tell_failure(call, member, error)
+                if isinstance(error, UpstreamUnavailable):
+                    return error
+                if isinstance(error, TimeoutError):
+                    said = "The upstream model server was silent for too long."
+                    raise UpstreamSilent(said) from None
+                raise
             if seen is None:
                 reply.close()
+                continue
+            if seen.status in DOWN:
+                member.breaker.failed()
+            else:
+                member.breaker.succeeded()
             return seen
-        except BaseException as error:
-            if reply is not None:
-                reply.close()
-            _tell_failure(call, member, error)
-            if isinstance(error, TimeoutError):
-                said = "The upstream model server was silent for too long."
-                raise UpstreamSilent(said) from None
-            raise
+        raise UpstreamFailed("The upstream refused the request in every form.")
 
     def _refusal(self) -> UpstreamUnavailable:
         """What is told where every circuit is open."""
