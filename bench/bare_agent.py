@@ -13,17 +13,17 @@ ROWS = 20
 
 
 class Scripted(Model):  # type: ignore[misc]
-    """Writes rows, and then answers, at once."""
+    """Writes code that prints rows, a pause of seconds behind each, and then answers, at once."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, pause: float = 0.0) -> None:
         super().__init__(model_id="scripted")
-        self._rows = rows
+        self._source = f"for number in range({rows}):\n    print('row', number)"
+        if pause:
+            self._source = f"import time\n{self._source}\n    time.sleep({pause})"
 
     def generate(self, messages: list[Any], **kwargs: Any) -> ChatMessage:
         has_acted = any(message.role == MessageRole.ASSISTANT for message in messages)
-        source = f"for number in range({self._rows}):\n    print('row', number)"
-        if has_acted:
-            source = "final_answer('survived')"
+        source = "final_answer('survived')" if has_acted else self._source
         return ChatMessage(role=MessageRole.ASSISTANT, content=f"<code>\n{source}\n</code>")
 
 
@@ -48,6 +48,8 @@ def bare_run(rows: int) -> BareRun:
 
 
 def create_agent(context: AgentContext) -> CodeAgent:
-    """The default agent on a model that costs nothing; the run's metadata may say how many rows."""
+    """The default agent on a model that costs nothing; the run's metadata may say how many rows, and how far apart."""
     rows = int(context.metadata.get("rows", ROWS))
-    return code_writing_agent.create_agent(replace(context, make_model=lambda **_: Scripted(rows)))
+    pause = float(context.metadata.get("pause", 0))
+    model = Scripted(rows, pause)
+    return code_writing_agent.create_agent(replace(context, make_model=lambda **_: model))

@@ -9,10 +9,10 @@ runs of smolagents' own agent.
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,13 +70,15 @@ def children_cpu_seconds() -> float:
 
 def add_measure(app: web.Application) -> None:
     lag = LoopLag()
+    sampling: list[asyncio.Task[None]] = []
 
-    async def sampling(app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(lag.sample())
-        yield
-        task.cancel()
+    async def end_sampling(app: web.Application) -> None:
+        for task in sampling:
+            task.cancel()
 
     async def measure(request: web.Request) -> web.Response:
+        if not sampling:  # until then it costs nothing
+            sampling.append(asyncio.create_task(lag.sample()))
         pool = request.app.get(JAIL_POOL)
         supervisor = request.app[SUPERVISOR]
         return web.json_response(
@@ -95,7 +97,7 @@ def add_measure(app: web.Application) -> None:
             }
         )
 
-    app.cleanup_ctx.append(sampling)
+    app.on_cleanup.append(end_sampling)
 
     async def bare(request: web.Request) -> web.Response:
         rows, runs, at_once = (int(request.query[name]) for name in ("rows", "runs", "at_once"))
@@ -108,7 +110,26 @@ def add_measure(app: web.Application) -> None:
     app.router.add_post("/bare", bare)
 
 
+def signal_by_pid(pidfd: int, number: int) -> None:
+    """What `pidfd_send_signal` does, where valgrind does not know that system call."""
+    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    pid = int(next(line for line in lines if line.startswith("Pid:")).split()[1])
+    if pid < 0:
+        raise ProcessLookupError
+    os.kill(pid, number)
+
+
+def knows_pidfds() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
 if __name__ == "__main__":
+    if sys.platform == "linux" and not knows_pidfds():
+        signal.pidfd_send_signal = signal_by_pid  # type: ignore[assignment]
     settings = read_settings(sys.argv[1:], os.environ)
     logging.basicConfig(level=settings.log_level)
     agents = load_agents(settings.agents, embedded=settings.embedded)

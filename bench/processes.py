@@ -46,11 +46,14 @@ def gateway(**environment: str) -> Iterator[tuple[int, str]]:
 
 
 @contextmanager
-def measured_gateway(*flags: str, **environment: str) -> Iterator[tuple[int, str]]:
-    """A gateway that also answers `/measure`."""
+def measured_gateway(
+    *flags: str, under: Sequence[str] = (), **environment: str
+) -> Iterator[tuple[int, str]]:
+    """A gateway that also answers `/measure`, `under` another command."""
     command = ("bench.measured_gateway", "--port", "0", *flags)
-    with process_saying(r"listening on (http\S+)", *command, **environment) as started:
-        yield started
+    started = process_saying(r"listening on (http\S+)", *command, under=under, **environment)
+    with started as found:
+        yield found
 
 
 @contextmanager

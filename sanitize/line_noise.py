@@ -32,6 +32,8 @@ _BOX_RUN = re.compile(f"[{_BOX}][{_BOX}{_BLANKS}]*+")
 _NUMBER = re.compile(r"\d+")
 # Vowel signs of Indic and South-East Asian scripts are no letters to `re` but stand in words.
 _WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f\u0900-\u109f\u1780-\u17ff]){3}")
+# Whole lines, of ASCII, that go out as they are: a word is soon there, and no blank, frame or statistics before it.
+_PLAIN_LINES = re.compile(r"(?:(?![ \[])(?>[ -~]{0,99}?[A-Za-z0-9]{3})[ -~\t]*+\n)+")
 
 
 class _Line(Enum):
@@ -52,8 +54,13 @@ class LineDenoiser:
 
     def feed(self, text: str) -> str:
         """Take the next piece, return the text that is settled by now."""
+        cleaned = []
+        at_line_start = self._state is _Line.INDENT and not self._indent_size
+        if at_line_start and (plain := _PLAIN_LINES.match(text)) is not None:
+            cleaned.append(plain[0])
+            text = text[plain.end() :]
         first, *others = text.split("\n")
-        cleaned = [self._extend(first)]
+        cleaned.append(self._extend(first))
         for other in others:
             cleaned += (self._end_line("\n"), self._extend(other))
         return "".join(cleaned)

@@ -27,7 +27,9 @@ from streaming.events import (
     ModelDelta,
     Paused,
     Plan,
+    Print,
     Started,
+    Stdout,
     Step,
     ToolRan,
     event_bytes,
@@ -37,6 +39,10 @@ from streaming.run_spec import RunSpec
 from streaming.timeline import Timeline
 
 MAX_LOG_BYTES = 8 << 20
+
+# What a run notes as it is read, and what a leg ends with.
+_NOTED = frozenset({Started, Paused, Final, Failure})
+_LAST = frozenset({Paused, Final, Failure})
 
 State = Literal["queued", "running", "paused", "stopping", "done"]
 
@@ -129,7 +135,8 @@ class Run:
             events = await self.channel.receive_many()
         known = self._log_begin + len(self._log)
         for end, event in enumerate(events, known + 1):
-            self._note(event, end)
+            if type(event) in _NOTED:
+                self._note(event, end)
         self._keep(events)
 
     def _keep(self, events: list[Event]) -> None:
@@ -142,6 +149,8 @@ class Run:
 
     def _count(self, event: Event) -> None:
         """Called as an event is sent, in whatever thread sends it; the channel's lock is held."""
+        if type(event) is Print or type(event) is Stdout:
+            return  # most events, which count for nothing
         match event:
             case ModelDelta():
                 if self._awaits_token:
@@ -208,12 +217,12 @@ class RunReader:
         if self._ended:
             return []
         events = await self._run._events_from(self._position)
-        pause = next((i for i, event in enumerate(events) if isinstance(event, Paused)), None)
-        if pause is not None:
-            events = events[: pause + 1]
+        kinds = list(map(type, events))
+        if Paused in kinds:
+            events = events[: kinds.index(Paused) + 1]
             self.paused = True
         self._position += len(events)
-        self._ended = not events or isinstance(events[-1], Final | Failure | Paused)
+        self._ended = not events or type(events[-1]) in _LAST
         return events
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:

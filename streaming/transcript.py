@@ -69,12 +69,12 @@ class Transcript:
 
     def feed(self, event: Event) -> str:
         """The reasoning text that follows from one event; may be empty."""
+        if type(event) is ModelDelta:
+            return self._into_model(event.text, thinking=event.thinking)
+        if type(event) is Print or type(event) is Stdout:
+            self._watch_for_answer(event.text)
+            return self._into_output(event.text)
         match event:
-            case ModelDelta(text=text, thinking=thinking):
-                return self._into_model(text, thinking=thinking)
-            case Print(text=text) | Stdout(text=text):
-                self._watch_for_answer(text)
-                return self._into_output(text)
             case Step():
                 return self._leave() + self._step(event)
             case Plan(text=text):
@@ -184,9 +184,12 @@ class Transcript:
         return text
 
     def _watch_for_answer(self, text: str) -> None:
-        *lines, rest = (self._printed_rest + text).split("\n")
-        self._printed_rest = rest[:MAX_PRINTED_ANSWER]
-        for line in lines:
+        text = self._printed_rest + text
+        end = text.rfind("\n") + 1
+        self._printed_rest = text[end : end + MAX_PRINTED_ANSWER]
+        if PRINTED_ANSWER not in text.lower():
+            return
+        for line in text[:end].split("\n"):
             said = line[:MAX_PRINTED_ANSWER].strip()
             if said[: len(PRINTED_ANSWER)].lower() == PRINTED_ANSWER:
                 self._printed_answer = said[len(PRINTED_ANSWER) :].strip() or self._printed_answer

@@ -73,7 +73,7 @@ def test_print_as_a_value_prints_too(pool: JailPool) -> None:
     interpreter = make_interpreter(pool, prints=prints)
     interpreter("p = print\np(1)\nlist(map(print, [2, 3]))")
     interpreter.cleanup()
-    assert prints == ["1\n", "2\n", "3\n"]
+    assert "".join(prints) == "1\n2\n3\n"
 
 
 def test_a_print_that_blocks_in_the_server_blocks_the_code(pool: JailPool) -> None:
@@ -97,14 +97,15 @@ def test_a_print_that_blocks_in_the_server_blocks_the_code(pool: JailPool) -> No
     gate.set()
     thread.join(30)
     interpreter.cleanup()
-    assert len(prints) == 2000
+    assert "".join(prints) == f"{'x' * 400}\n" * 2000
+    assert len(prints) < 2000  # what had come by then is one text
 
 
 def test_prints_past_the_limit_end_in_one_line_that_says_so(pool: JailPool) -> None:
     prints: list[str] = []
     interpreter = make_interpreter(pool, prints=prints, limits=JailLimits(print_bytes=10_000))
     interpreter("for n in range(1000):\n    print('x' * 100)")
-    assert prints[-1] == "[output over 10000 bytes in one step: the rest is dropped]\n"
+    assert prints[-1].endswith("[output over 10000 bytes in one step: the rest is dropped]\n")
     assert sum(map(len, prints)) < 11_000
     assert interpreter("print('again')").logs == "again\n"
     interpreter.cleanup()

@@ -6,6 +6,8 @@ Tools and managed agents run in this thread, with its context variables, clients
 The socket's other end counts as an attacker's: whatever breaks the protocol or a limit is killed.
 """
 
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +55,9 @@ _TAKE_SECONDS = 15.0
 _END_SECONDS = 2.0
 _READ_BYTES = 1 << 16
 _MOST_VALUES_TO_JAIL = 10_000_000
+# By so much may code outrun its step: the socket's time-out is a system call to set.
+_LATE_SECONDS = 0.05
+_TIMEVAL = struct.Struct("@ll")
 # The jail's own count stops at print_bytes with one line that says so; past this it is no honest one.
 _PRINT_SLACK_BYTES = 1024
 _MOST_ERROR_CHARACTERS = 20_000
@@ -74,7 +79,7 @@ class _OutOfTime(Exception):
 class JailInterpreter(PythonExecutor):  # type: ignore[misc]
     """One run's interpreter. Blocking; for the run's thread, `kill` excepted.
 
-    `on_print` gets each printed text at once; while it blocks, so does the jail. `check_stop` raises
+    `on_print` gets printed text at once, as much as there is; while it blocks, so does the jail. `check_stop` raises
     the run's cancel exception once the run is stopped. `step_seconds` is wall time of code alone,
     without the tools that it calls.
     """
@@ -109,6 +114,8 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         self._log: list[str] = []
         self._last_final_answer: list[Any] = []
         self._frames = FrameBuffer(0)
+        self._ahead: FromJail | None = None  # read, and not yet followed
+        self._socket_seconds: float | None = None  # the socket's time-out for reading
         self._lock = threading.Lock()
         self._jail: JailProcess | None = None
         self._killed = False
@@ -222,6 +229,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
             self._jail = jail
         self._refuse_if_killed()
         self._frames = FrameBuffer(most_bytes_from_jail(self._limits))
+        self._ahead = self._socket_seconds = None
         functions = list(self._functions)
         self._pending = [
             Setup(self._authorized_imports, functions, self._limits),
@@ -262,6 +270,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         link.settimeout(self._step_seconds)
         try:
             link.sendall(encode_frame(message))
+            link.settimeout(None)
         except TimeoutError:
             raise _OutOfTime from None
         except OSError:
@@ -275,11 +284,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         while True:
             message, seconds_left = self._receive(seconds_left)
             if isinstance(message, Printed):
-                bytes_left -= len(message.text.encode("utf-8", "replace")) + PRINT_OVERHEAD_BYTES
-                if bytes_left < 0:
-                    raise WireBroken("it printed past its limit")
-                self._log.append(message.text)
-                self._on_print(message.text)
+                bytes_left = self._show(message, bytes_left)
             elif isinstance(message, ToolCalled):
                 calls_left -= 1
                 if calls_left < 0:
@@ -293,27 +298,65 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
             else:
                 raise WireBroken("a message out of turn")
 
+    def _show(self, printed: Printed, bytes_left: int) -> int:
+        """Hand on what was printed and all that came with it as one text; returns how much may follow."""
+        texts = []
+        message: FromJail | None = printed
+        try:
+            while type(message) is Printed:
+                bytes_left -= len(message.text.encode("utf-8", "replace")) + PRINT_OVERHEAD_BYTES
+                if bytes_left < 0:
+                    raise WireBroken("it printed past its limit")
+                texts.append(message.text)
+                message = self._next_message()
+        finally:
+            if texts:
+                text = "".join(texts)
+                self._log.append(text)
+                self._on_print(text)
+        self._ahead = message
+        return bytes_left
+
+    def _next_message(self) -> FromJail | None:
+        """One that has come already."""
+        message, self._ahead = self._ahead, None
+        if message is None and (frame := self._frames.next_frame()) is not None:
+            message = decode_from_jail(frame)
+        return message
+
     def _receive(self, seconds_left: float | None) -> tuple[FromJail, float | None]:
         """The next message and what is left of the step's time after waiting for it."""
         assert self._jail is not None
         link = self._jail.link
-        while (frame := self._frames.next_frame()) is None:
-            if seconds_left is not None and seconds_left <= 0:
-                raise _OutOfTime
-            began = time.monotonic()
+        while (message := self._next_message()) is None:
             try:
-                link.settimeout(seconds_left)
-                data = link.recv(_READ_BYTES)
-            except TimeoutError:
+                if seconds_left is None:
+                    data = link.recv(_READ_BYTES)
+                else:
+                    self._limit_reading(link, seconds_left)
+                    began = time.monotonic()
+                    data = link.recv(_READ_BYTES)
+                    seconds_left -= time.monotonic() - began
+            except BlockingIOError:
                 raise _OutOfTime from None
             except OSError:
                 raise _JailEnded from None
             if not data:
                 raise _JailEnded
-            if seconds_left is not None:
-                seconds_left -= time.monotonic() - began
             self._frames.feed(data)
-        return decode_from_jail(frame), seconds_left
+        return message, seconds_left
+
+    def _limit_reading(self, link: socket.socket, seconds: float) -> None:
+        """By the kernel's time-out: Python's own costs two more system calls a read."""
+        if seconds <= 0:
+            raise _OutOfTime
+        limit = self._socket_seconds
+        if limit is None or not seconds <= limit <= seconds + _LATE_SECONDS:
+            # No time at all would be no limit.
+            whole, part = divmod(max(1, round(seconds * 1e6)), 1_000_000)
+            timeval = _TIMEVAL.pack(whole, part)
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self._socket_seconds = seconds
 
     def _answer(self, call: ToolCalled) -> None:
         tool = {**self._tools, **self._functions}.get(call.name)
