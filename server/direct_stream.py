@@ -169,12 +169,17 @@ class DirectStream(BareResponse):
         return frames + rest
 
     def _write(self, *parts: bytes) -> None:
-        """In one system call."""
+        """In one system call. Only what begins a stream has parts: asyncio's `writelines` does not tell a
+        protocol to pause before CPython 3.12.9 and 3.13.2 (CVE-2024-12254).
+        """
         transport = self._transport
         if transport is None or transport.is_closing():
             return
         self._has_written = True
-        transport.writelines(parts)
+        if len(parts) == 1:
+            transport.write(parts[0])
+        else:
+            transport.writelines(parts)
         self._pause()
 
     def _pause(self) -> None:
