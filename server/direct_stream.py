@@ -20,6 +20,8 @@ from streaming.event_stages import DirectEvents
 from streaming.pulse import Pulse
 from streaming.upstream_reply import OnData, Taken
 
+_CHUNKED_HEADERS = {**SSE_HEADERS, "Transfer-Encoding": "chunked"}
+
 # The last events of a stream, where something has to be done before they may be told.
 Last = Callable[[], Awaitable[bytes]]
 
@@ -112,9 +114,7 @@ class DirectStream(BareResponse):
             self.write_bare(self._request, self._unsent_head() + self._framed(events) + end)
 
     def bare_head(self, request: web.BaseRequest) -> bytes:
-        self.headers.update(SSE_HEADERS)
-        if self._is_chunked:
-            self.headers["Transfer-Encoding"] = "chunked"
+        self.headers.update(_CHUNKED_HEADERS if self._is_chunked else SSE_HEADERS)
         return super().bare_head(request)
 
     def _unsent_head(self) -> bytes:
