@@ -77,9 +77,7 @@ class BareResponse(web.StreamResponse):
             headers["Connection"] = "close"
         elif not is_new:
             headers["Connection"] = "keep-alive"
-        version = "1.1" if is_new else "1.0"
-        line = f"HTTP/{version} {self.status} {_reason(self.status)}\r\n"
-        head = head_of(line, headers.items())
+        head = head_of(_status_line(is_new, self.status), headers.items())
         self._is_sent = True
         request.writer.output_size += len(head)  # so aiohttp writes no other response behind it
         return head
@@ -93,8 +91,9 @@ class BareResponse(web.StreamResponse):
 
 
 @lru_cache(64)
-def _reason(status: int) -> str:
+def _status_line(is_new: bool, status: int) -> str:
     try:
-        return HTTPStatus(status).phrase
+        reason = HTTPStatus(status).phrase
     except ValueError:
-        return ""
+        reason = ""
+    return f"HTTP/1.{1 if is_new else 0} {status} {reason}\r\n"

@@ -18,7 +18,9 @@ from server.sse_writer import PING, SSE_HEADERS, ClientStalled
 from streaming.chunk_framing import LAST_FRAME, frame_of
 from streaming.event_stages import DirectEvents
 from streaming.pulse import Pulse
-from streaming.upstream_reply import Taken
+from streaming.upstream_reply import OnData, Taken
+
+_CHUNKED_HEADERS = {**SSE_HEADERS, "Transfer-Encoding": "chunked"}
 
 # The last events of a stream, where something has to be done before they may be told.
 Last = Callable[[], Awaitable[bytes]]
@@ -49,7 +51,7 @@ class DirectStream(BareResponse):
         self._pulse = pulse
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
-        self._writes = self._seen_writes = 0
+        self._has_written = False  # since the last look
         self._silent_since = pulse.loop.time()
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
@@ -73,10 +75,13 @@ class DirectStream(BareResponse):
         """
         self._taken, self._stage = taken, stage
         self._last_frame = LAST_FRAME if last is None else b""
-        data = taken.start(self._on_data, self._fail)
-        begin = self._unsent_head() + (self._frames_of(data) if data else b"")
-        if begin:
-            self._write(begin)
+        on_data: OnData = self._on_data
+        if self._transport is not None:
+            on_data = stage.tap(self._transport, self._pause, on_data)
+        data = taken.start(on_data, self._fail)
+        begin = (self._unsent_head(), self._frames_of(data) if data else b"")
+        if any(begin):
+            self._write(*filter(None, begin))
         while self._error is None:
             if self._protocol.writing_paused:
                 await self._drain()
@@ -104,13 +109,12 @@ class DirectStream(BareResponse):
         """End it with these events. Raises ConnectionResetError where the client left."""
         if not self._ended:
             self._ended = True
+            self._close_stage()
             end = LAST_FRAME if self._is_chunked else b""
             self.write_bare(self._request, self._unsent_head() + self._framed(events) + end)
 
     def bare_head(self, request: web.BaseRequest) -> bytes:
-        self.headers.update(SSE_HEADERS)
-        if self._is_chunked:
-            self.headers["Transfer-Encoding"] = "chunked"
+        self.headers.update(_CHUNKED_HEADERS if self._is_chunked else SSE_HEADERS)
         return super().bare_head(request)
 
     def _unsent_head(self) -> bytes:
@@ -151,20 +155,35 @@ class DirectStream(BareResponse):
         """With what is left at the end."""
         assert self._taken is not None
         self._taken.finish()
+        rest = b""
         try:
-            frames += stage.flush() + self._last_frame
+            rest = stage.flush() + self._last_frame
         except Exception as error:  # noqa: BLE001 - raised in carry()
             self._ended = False
             self._fail(error)
         self._wake()
-        return frames
+        if stage.has_last:
+            if rest == LAST_FRAME:  # nothing is added: no copy of all that was read
+                return frames
+            frames = frames.removesuffix(LAST_FRAME)
+        return frames + rest
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, *parts: bytes) -> None:
+        """In one system call. Only what begins a stream has parts: asyncio's `writelines` does not tell a
+        protocol to pause before CPython 3.12.9 and 3.13.2 (CVE-2024-12254).
+        """
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self._writes += 1
-        transport.write(data)
+        self._has_written = True
+        if len(parts) == 1:
+            transport.write(parts[0])
+        else:
+            transport.writelines(parts)
+        self._pause()
+
+    def _pause(self) -> None:
+        """Take nothing from the upstream where the client takes nothing."""
         if self._protocol.writing_paused and self._taken is not None:
             self._taken.pause()
             self._wake()
@@ -173,18 +192,28 @@ class DirectStream(BareResponse):
         """Called by the pulse: a heartbeat is due if none would be in time after the next look."""
         if self._ended and self._last_frame:
             return  # what follows would be taken for another reply
-        if self._writes != self._seen_writes or self._protocol.writing_paused:
-            self._seen_writes = self._writes
+        self._pause()
+        stage = self._stage
+        if stage is not None and stage.has_passed:
+            stage.has_passed, self._has_written = False, True
+        if self._has_written or self._protocol.writing_paused:
+            self._has_written = False
             self._silent_since = now
         elif now - self._silent_since + self._pulse.every_seconds > self._heartbeat_seconds:
             self._silent_since = now
             self._write(self._unsent_head() + self._framed(PING))
-            self._seen_writes = self._writes
+            self._has_written = False
+
+    def _close_stage(self) -> None:
+        """What comes from now on goes nowhere."""
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
 
     def _fail(self, error: Exception) -> None:
         if self._error is None and not self._ended:
             self._error = error
-            self._stage = None
+            self._close_stage()
             self._wake()
 
     def _wake(self) -> None:

@@ -27,15 +27,25 @@ class TokenMeter:
     def __init__(self, asked_bytes: int) -> None:
         self._asked_bytes = asked_bytes
         self._events = 0
-        self._tail = b""
+        self._tail: list[
+            bytes
+        ] = []  # in pieces: to join them at each event would copy all of it each time
+        self._tail_bytes = 0
 
     def feed(self, data: bytes) -> None:
         self._events += data.count(b"data:")
-        self._tail = (self._tail + data)[-TAIL_BYTES:]
+        self._tail.append(data)
+        self._tail_bytes += len(data)
+        if self._tail_bytes > 2 * TAIL_BYTES:
+            self._tail = [self._last_bytes()]
+            self._tail_bytes = TAIL_BYTES
+
+    def _last_bytes(self) -> bytes:
+        return b"".join(self._tail)[-TAIL_BYTES:]
 
     @property
     def tokens(self) -> int:
-        told = tokens_told(self._tail)
+        told = tokens_told(self._last_bytes())
         return self._events + self._asked_bytes // BYTES_PER_TOKEN if told is None else told
 
 

@@ -5,13 +5,23 @@ comes out is always whole events, so that a heartbeat or an error may follow; `f
 where the stream was not complete. `DirectEvents` is a stage on chunked frames.
 """
 
+import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
-from streaming.chunk_framing import ChunkedFrames, FramingError, frame_of, run_pattern
+from streaming.chunk_framing import (
+    EVENT_END,
+    ChunkedFrames,
+    FramingError,
+    frame_of,
+    run_pattern,
+    size_lines,
+)
 from streaming.failures import UpstreamFailed
 from streaming.scrubbed_events import ScrubbedEvents
 from streaming.sse_parser import MAX_EVENT_BYTES
-from streaming.stream_end import StreamEnd
+from streaming.stream_end import MANY_SMALL, StreamEnd
+from streaming.upstream_reply import OnData
 
 
 class EventStage(Protocol):
@@ -29,8 +39,7 @@ class VerbatimEvents:
     """The very bytes, cut only between events."""
 
     def __init__(self, finishes: int = 0, *, end: StreamEnd | None = None) -> None:
-        self._end = end or StreamEnd(finishes)
-        self.see_frames = self._end.see_frames  # of whole events that go on as they are
+        self.end = end or StreamEnd(finishes)
         self._held: list[bytes] = []  # an unfinished event, in pieces: it may be very long
         self._held_bytes = 0
         self._seam = b""  # its last bytes, in which a blank line may have begun
@@ -53,14 +62,14 @@ class VerbatimEvents:
         self._held, self._held_bytes, self._seam = [], 0, b""
         if end < len(data):
             self._hold(data[end:])
-        self._end.see(whole)
+        self.end.see(whole)
         return whole
 
     def flush(self) -> bytes:
         """What is left. Raises UpstreamFailed where the stream is not complete."""
         rest = b"".join(self._held)
-        self._end.see(rest)
-        self._end.check()
+        self.end.see(rest)
+        self.end.check()
         return rest
 
     def _hold(self, data: bytes) -> None:
@@ -82,27 +91,64 @@ def _last_boundary(data: bytes) -> int:
 class DirectEvents:
     """A chunked body as it comes from a socket → frames for a connection that is chunked itself.
 
-    Verbatim, frames that end with an event go on as they are. `flush` it once `ended`.
+    Verbatim, frames that end with an event go on as they are. `flush` it once `ended`. The last frame is
+    kept back, unless all that was read with it goes on as it is: then it `has_last`.
     """
 
     def __init__(self, stage: EventStage) -> None:
         self.stage = stage
         self.ended = False  # the last frame has come
+        self.has_last = False
+        self.has_passed = False  # the tap wrote something
         self._frames = ChunkedFrames(max_held_bytes=MAX_EVENT_BYTES)
         self._verbatim = stage if isinstance(stage, VerbatimEvents) else None
         self._aligned = self._verbatim  # None also where something is held, of a frame or an event
         self._run = run_pattern().match
 
+    def tap(
+        self, transport: asyncio.WriteTransport, on_many: Callable[[], None], on_data: OnData
+    ) -> OnData:
+        """What to call with each read: one event alone is written at once, all else is for `on_data`, which
+        feeds it. `on_many` is called after each MANY_SMALL that were written, to see whether the client reads.
+
+        Nearly every read of a stream is one event, so these are as few steps as can be.
+        """
+        if self._verbatim is None:
+            return on_data
+        end, lines = self._verbatim.end, size_lines()
+        small, longest = end.small, len(lines)
+
+        def on_read(data: bytes) -> None:
+            length = len(data)
+            if (
+                self._aligned is None
+                or length >= longest
+                or not data.startswith(lines[length])
+                or data[-4:] != EVENT_END
+                or transport.is_closing()
+            ):
+                on_data(data)
+                return
+            small.append(data)
+            self.has_passed = True
+            transport.write(data)
+            if len(small) == MANY_SMALL:
+                end.see_small()
+                on_many()
+
+        return on_read
+
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed."""
-        run_end = 0
         if self._aligned is not None:
             run_end = self._run(data).end()
-            if run_end == len(data):  # nearly every read of a stream
-                self._aligned.see_frames(data)
+            self.ended = self.has_last = run_end > 0 and self._frames.ends(data, run_end)
+            if self.ended or run_end == len(data):  # nearly every read of a stream
+                self._aligned.end.see_frames(data)
+                self._aligned = None if self.ended else self._aligned
                 return data
         try:
-            out = self._feed(data, run_end)
+            out = self._feed(data)
         except FramingError as error:
             raise UpstreamFailed(f"The upstream sent what cannot be read: {error}.") from None
         self.ended = self._frames.ended
@@ -110,14 +156,18 @@ class DirectEvents:
         self._aligned = self._verbatim if is_aligned else None
         return out
 
-    def _feed(self, data: bytes, run_end: int) -> bytes:
+    def close(self) -> None:
+        """The tap writes nothing any more."""
+        self._aligned = self._verbatim = None
+
+    def _feed(self, data: bytes) -> bytes:
         """Raises FramingError, UpstreamFailed."""
         stage, walker = self.stage, self._frames
         out = b""
         if self._aligned is not None:
-            frames = walker.feed_aligned(data, run_end)
+            frames = walker.feed_aligned(data)
             if frames is not None:
-                self._aligned.see_frames(frames)
+                self._aligned.end.see_frames(frames)
                 return frames
         elif isinstance(stage, ScrubbedEvents) and walker.is_clear and not stage.holds:
             out, end = stage.feed_frames(data)

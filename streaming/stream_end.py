@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from streaming.chunk_framing import frame_of, payload_of
+from streaming.chunk_framing import EVENT_END, LAST_FRAME, frame_of, payload_of
 from streaming.failures import UpstreamFailed
 from streaming.json_codec import decode_json, encode_json
 from streaming.sse_parser import SseParser
@@ -18,7 +18,8 @@ from streaming.sse_parser import SseParser
 _DONE = re.compile(rb"^data: ?\[DONE\]|^data: ?\{\"error\"\s*:\s*[{\"]", re.MULTILINE)
 _FINISHED = re.compile(rb"\"finish_reason\"\s*:\s*\"[^\"]")
 # How nearly all streams end. A line feed is never raw in JSON.
-_END = b"\ndata: [DONE]\n\n\r\n"
+_END = b"\ndata: [DONE]" + EVENT_END
+_ENDS = (_END, _END + LAST_FRAME)
 # How streams of the Responses API end.
 _RESPONSE_DONE = re.compile(
     rb"^event: ?(?:response\.(?:completed|incomplete|failed)|error)\s*$"
@@ -28,6 +29,8 @@ _RESPONSE_DONE = re.compile(
 _SEQUENCE = re.compile(rb"\"sequence_number\"\s*:\s*(\d{1,9})")
 # The finish stands near the end, with at most a usage chunk behind it.
 MAX_TAIL_BYTES = 64 * 1024
+# So many small frames wait to be looked at together.
+MANY_SMALL = 64
 
 
 class StreamEnd:
@@ -45,6 +48,9 @@ class StreamEnd:
         self._done = finishes <= 0
         self._tail: deque[bytes] = deque()  # frames
         self._tail_bytes = 0
+        self.small: list[
+            bytes
+        ] = []  # frames not looked at yet: `see_small` once there are MANY_SMALL
 
     def see(self, events: bytes) -> None:
         """Look at whole events."""
@@ -52,7 +58,9 @@ class StreamEnd:
             self.see_frames(frame_of(events))
 
     def see_frames(self, frames: bytes) -> None:
-        """Look at whole events in their chunked frames."""
+        """Look at whole events in their chunked frames; what follows them may be the last frame."""
+        if self.small:
+            self.see_small()
         if self._done:
             return
         if self._finishes > 1:
@@ -64,9 +72,17 @@ class StreamEnd:
             while self._tail_bytes - len(self._tail[0]) > MAX_TAIL_BYTES:
                 self._tail_bytes -= len(self._tail.popleft())
 
+    def see_small(self) -> None:
+        """Look at those that wait."""
+        if self.small:
+            frames = b"".join(self.small)
+            self.small.clear()
+            self.see_frames(frames)
+
     def check(self) -> None:
         """Raises UpstreamFailed where something is missing."""
-        if not self._done and self._tail and self._tail[-1].endswith(_END):
+        self.see_small()
+        if not self._done and self._tail and self._tail[-1].endswith(_ENDS):
             return
         if not self._done:
             self._count(b"".join(map(payload_of, self._tail)))
@@ -91,6 +107,7 @@ class ResponseEnd(StreamEnd):
 
     def fault(self, error: Mapping[str, Any]) -> bytes:
         """How a stream ends that went wrong; `error` is OpenAI's error object."""
+        self.see_small()
         seen = [number for frame in self._tail for number in _SEQUENCE.findall(payload_of(frame))]
         data = {
             "type": "error",

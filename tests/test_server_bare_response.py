@@ -12,10 +12,12 @@ from conftest import FakeUpstream, Gateway, MakeGateway, chunk, listening, until
 
 from server.bare_response import BareResponse
 from server.direct_stream import DirectStream
+from server.sse_writer import ClientStalled
 from streaming.chunk_framing import frame_of, payload_of
 from streaming.event_stages import DirectEvents, VerbatimEvents
 from streaming.pulse import Pulse
-from streaming.upstream_reply import Taken
+from streaming.stream_end import MANY_SMALL
+from streaming.upstream_reply import OnData, OnLost, Taken
 
 FINISH = {"id": "u", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 EVENTS = [
@@ -389,3 +391,48 @@ async def test_no_heartbeat_follows_a_streams_end_that_a_slow_client_took() -> N
         raw = await exchange(Gateway(app, base, session), request(True, "Connection: close"))
     assert looked
     assert raw.endswith(b"x\n\n\r\n0\r\n\r\n")
+
+
+async def test_a_client_that_takes_nothing_holds_up_events_that_come_alone() -> None:
+    """And is given up after the limit; what is held for it meanwhile is bounded."""
+    one = frame_of(b"data: " + b"x" * 900 + b"\n\n")
+    outcome: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+    paused = asyncio.Event()
+    held = 0
+
+    async def answer(asked: web.Request) -> web.StreamResponse:
+        nonlocal held
+        pulse = Pulse(60)
+        stream = DirectStream(asked, (), pulse=pulse, heartbeat_seconds=60, stall_seconds=0.2)
+        taps: list[OnData] = []
+
+        def start(on_data: OnData, on_lost: OnLost) -> bytes:
+            taps.append(on_data)
+            return b""
+
+        taken = Taken(start, paused.set, lambda: None, lambda: None)
+        carried = asyncio.ensure_future(stream.carry(taken, DirectEvents(VerbatimEvents())))
+        carried.add_done_callback(lambda task: outcome.set_result(task.exception()))
+        await asyncio.sleep(0)
+        while not paused.is_set():
+            taps[0](one)
+            await asyncio.sleep(0)
+        assert asked.transport is not None
+        held = asked.transport.get_write_buffer_size()
+        try:
+            await asyncio.wait([carried])  # cancelled as the connection is cut
+        finally:
+            stream.release()
+            pulse.close()
+        return stream
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with listening(app) as base, asyncio.timeout(20):
+        host, port = base.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(request(True))
+        assert isinstance(await outcome, ClientStalled)
+        writer.close()
+    assert held < 64 * 1024 + MANY_SMALL * 1024

@@ -35,7 +35,8 @@ def frames() -> ChunkedFrames:
 
 
 def aligned_by(walker: ChunkedFrames, data: bytes) -> bytes | None:
-    return walker.feed_aligned(data, run_end(data, 0, len(data)))
+    end = run_end(data, 0, len(data))
+    return data[:end] if walker.ends(data, end) else walker.feed_aligned(data)
 
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:

@@ -1,5 +1,6 @@
 """A scrubbed stream is the one-shot scrub of the whole, however it is made, framed and cut."""
 
+import asyncio
 import json
 import random
 from typing import Any
@@ -15,6 +16,7 @@ from streaming.event_stages import DirectEvents, VerbatimEvents
 from streaming.failures import UpstreamFailed
 from streaming.scrubbed_events import ScrubbedEvents
 from streaming.sse_parser import SseParser
+from streaming.stream_end import MANY_SMALL
 
 WORDS = (
     *("<think>", "</think>", "<", "think", ">", " a ", "\n", "é", "&lt;", "&gt;", "<thinker>", "b"),
@@ -196,3 +198,138 @@ def test_what_looks_like_a_frames_end_within_one_is_left_where_it_is(
     frames = b"".join(direct.feed(piece) for piece in pieces_of(framed, rng)) + direct.flush()
     assert direct.ended
     assert texts_of(payload_of(frames), 1) == [scrub(text)]
+
+
+class FakeTransport(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.closing = False
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def write(self, data: Any) -> None:
+        self.written.append(data)
+
+
+class Tapped:
+    """A verbatim stage with its tap; what the tap leaves is fed, and then written too."""
+
+    def __init__(self, finishes: int = 1) -> None:
+        self.direct = DirectEvents(VerbatimEvents(finishes))
+        self.transport = FakeTransport()
+        self.left: list[bytes] = []
+        self.manies = 0
+        self.read = self.direct.tap(self.transport, self._on_many, self._on_data)
+
+    def _on_many(self) -> None:
+        self.manies += 1
+
+    def _on_data(self, data: bytes) -> None:
+        self.left.append(data)
+        if frames := self.direct.feed(data):
+            self.transport.write(frames)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(TEXT, min_size=1, max_size=2),
+    st.sampled_from(["%x", "%X"]),
+    st.randoms(use_true_random=False),
+)
+def test_what_a_tap_writes_are_the_very_bytes_however_they_are_cut(
+    texts: list[str], size: str, rng: random.Random
+) -> None:
+    raw = stream_of(texts, rng)
+    blocks = [block + b"\n\n" for block in raw.split(b"\n\n")[:-1]]
+    frames = [(size % len(one)).encode() + b"\r\n" + one + b"\r\n" for one in blocks]
+    reads: list[bytes] = []
+    for frame in [*frames, b"0\r\n\r\n"]:
+        # Whole frames, frames that are cut, and frames that come with those before them.
+        parts = pieces_of(frame, rng) if rng.random() < 0.3 else [frame]
+        if reads and rng.random() < 0.3:
+            reads[-1] += parts.pop(0)
+        reads += parts
+    tapped = Tapped(len(texts))
+    for read in reads:
+        tapped.read(read)
+    assert tapped.direct.ended
+    written = tapped.transport.written
+    assert payload_of(b"".join(written) + tapped.direct.flush()) == raw
+    for one in written:  # a heartbeat may follow each of them, unless it is the end
+        assert payload_of(one).endswith(b"\n\n")
+    assert tapped.direct.has_last == written[-1].endswith(b"\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"8\r\ndata: x\n\n\r\n",
+        b"a\r\ndata: x\n\n\r\n",
+        b"9\r\ndata: x\n\r\r\n",
+        b"9\r\ndata: x\n\n\n\n",
+        b"9\n\rdata: x\n\n\r\n",
+        b"09\r\ndata: x\n\n\r\n",
+        b"9;a\r\ndata: x\n\n\r\n",
+        b"3ff\r\n" + b"x" * 0x3FD + b"\n\n\r",
+        b"400\r\n" + b"x" * 0x3FE + b"\n\n\r\n",
+        b"0\r\n\r\n",
+    ],
+)
+def test_what_is_not_one_whole_event_goes_the_long_way(data: bytes) -> None:
+    left: list[bytes] = []
+    transport = FakeTransport()
+    read = DirectEvents(VerbatimEvents()).tap(transport, lambda: None, left.append)
+    read(data)
+    assert left == [data]
+    assert not transport.written
+
+
+def test_a_tap_writes_nothing_once_it_is_closed_or_its_client_is_gone() -> None:
+    one = frame_of(b"data: x\n\n")
+    tapped = Tapped()
+    tapped.read(one)
+    assert not tapped.left
+    tapped.transport.closing = True
+    tapped.read(one)
+    assert tapped.left == [one]
+    tapped.transport.closing = False
+    tapped.direct.close()
+    tapped.read(one)
+    assert tapped.left == [one] * 2
+
+
+def test_events_that_were_tapped_count_for_the_end() -> None:
+    done = frame_of(said(0, "a", "stop"))
+    for finishes, before in ((1, 0), (1, MANY_SMALL), (1, MANY_SMALL + 3), (2, 5)):
+        tapped = Tapped(finishes)
+        for _ in range(before):
+            tapped.read(frame_of(said(0, "a")))
+        tapped.read(done)
+        if finishes == 2:
+            tapped.read(frame_of(said(1, "a", "stop")))
+        tapped.read(b"0\r\n\r\n")
+        assert tapped.left == [b"0\r\n\r\n"]
+        assert tapped.manies == before // MANY_SMALL
+        assert tapped.direct.flush() == b""
+    cut = Tapped()
+    for _ in range(MANY_SMALL * 2 + 1):
+        cut.read(frame_of(said(0, "a")))
+    cut.read(b"0\r\n\r\n")
+    with pytest.raises(UpstreamFailed):
+        cut.direct.flush()
+
+
+def test_a_clean_read_goes_on_as_the_very_object_with_its_last_frame() -> None:
+    whole = frame_of(said(0, "a", "stop")) * 3 + b"0\r\n\r\n"
+    direct = DirectEvents(VerbatimEvents(1))
+    assert direct.feed(whole) is whole
+    assert direct.ended
+    assert direct.has_last
+    assert direct.flush() == b""
+    with pytest.raises(UpstreamFailed):
+        direct.feed(b"x")
