@@ -89,14 +89,15 @@ class DirectEvents:
         self.stage = stage
         self.ended = False  # the last frame has come
         self._frames = ChunkedFrames(max_held_bytes=MAX_EVENT_BYTES)
-        self._verbatim = stage if isinstance(stage, VerbatimEvents) else None
-        self._aligned = self._verbatim  # None also where something is held, of a frame or an event
+        self._framed = stage if isinstance(stage, VerbatimEvents | ScrubbedEvents) else None
+        self._aligned = self._framed  # None also where something is held, of a frame or an event
+        self._passes = stage.passes if isinstance(stage, ScrubbedEvents) else None
         self._run = run_pattern().match
 
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed."""
         run_end = 0
-        if self._aligned is not None:
+        if self._aligned is not None and (self._passes is None or self._passes(data)):
             run_end = self._run(data).end()
             if run_end == len(data):  # nearly every read of a stream
                 self._aligned.see_frames(data)
@@ -107,23 +108,27 @@ class DirectEvents:
             raise UpstreamFailed(f"The upstream sent what cannot be read: {error}.") from None
         self.ended = self._frames.ended
         is_aligned = self._frames.is_clear and not self.stage.holds
-        self._aligned = self._verbatim if is_aligned else None
+        self._aligned = self._framed if is_aligned else None
         return out
 
     def _feed(self, data: bytes, run_end: int) -> bytes:
         """Raises FramingError, UpstreamFailed."""
-        stage, walker = self.stage, self._frames
+        stage, walker, aligned = self.stage, self._frames, self._aligned
         out = b""
-        if self._aligned is not None:
+        if isinstance(aligned, ScrubbedEvents):
+            if run_end:
+                out = data[:run_end]
+                aligned.see_frames(out)
+            else:
+                out, run_end = aligned.feed_frames(data)
+            if run_end == len(data):
+                return out
+            data = data[run_end:]
+        elif aligned is not None:
             frames = walker.feed_aligned(data, run_end)
             if frames is not None:
-                self._aligned.see_frames(frames)
+                aligned.see_frames(frames)
                 return frames
-        elif isinstance(stage, ScrubbedEvents) and walker.is_clear and not stage.holds:
-            out, end = stage.feed_frames(data)
-            if end == len(data):
-                return out
-            data = data[end:]
         payload = walker.feed(data)
         return out + frame_of(stage.feed(payload)) if payload else out
 
