@@ -15,7 +15,8 @@ from streaming.json_codec import decode_json, encode_json
 from streaming.sse_parser import EventTooLarge, SseEvent, SseParser
 from streaming.stream_end import StreamEnd
 
-_CARRIAGE_RETURN = ord("\r")  # looking for bytes in bytes costs six times as much
+# As numbers: looking for bytes in bytes costs six times as much.
+_CARRIAGE_RETURN, _LINE_FEED = b"\r\n"
 
 
 class ScrubbedEvents:
@@ -96,9 +97,9 @@ class ScrubbedEvents:
         return b"".join(out), position
 
     def _read_some(self, events: bytes) -> bytes:
-        is_plain = events[:6] == b"data: " and events.find(b"\n") == len(events) - 2
-        if is_plain and _CARRIAGE_RETURN not in events:
-            return self._scrubbed(events, events[6:-2])
+        data = events[6:-2]
+        if events[:6] == b"data: " and _LINE_FEED not in data and _CARRIAGE_RETURN not in data:
+            return self._scrubbed(events, data)
         return b"".join(map(self._scrubbed_event, self._parser.feed(events)))
 
     def _scrubbed_event(self, event: SseEvent) -> bytes:
@@ -120,6 +121,8 @@ class ScrubbedEvents:
             deltas = self._scrubber.feed_text(choice.index, text)
             if deltas is not None:
                 self._last_read = data
+                if not deltas:
+                    return b""
                 return raw if deltas == [{"content": text}] else _with_deltas(data, deltas)
         try:
             chunk = decode_json(data)
@@ -208,8 +211,6 @@ _plain = msgspec.json.Decoder(_PlainChunk)
 
 def _with_deltas(data: bytes, deltas: list[dict[str, Any]]) -> bytes:
     """An event for each, otherwise like that of the plain chunk `data`."""
-    if not deltas:
-        return b""
     chunk = decode_json(data)
     (choice,) = chunk["choices"]
     events = []
