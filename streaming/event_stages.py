@@ -5,6 +5,7 @@ comes out is always whole events, so that a heartbeat or an error may follow; `f
 where the stream was not complete. `DirectEvents` is a stage on chunked frames.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from streaming.chunk_framing import ChunkedFrames, FramingError, frame_of, run_pattern
@@ -89,9 +90,13 @@ class DirectEvents:
         self.stage = stage
         self.ended = False  # the last frame has come
         self._frames = ChunkedFrames(max_held_bytes=MAX_EVENT_BYTES)
-        self._framed = stage if isinstance(stage, VerbatimEvents | ScrubbedEvents) else None
+        self._framed: VerbatimEvents | ScrubbedEvents | None = None
+        self._passes: Callable[[bytes], bool] | None = None  # not to be asked verbatim
+        if isinstance(stage, VerbatimEvents):
+            self._framed = stage
+        elif isinstance(stage, ScrubbedEvents):
+            self._framed, self._passes = stage, stage.passes
         self._aligned = self._framed  # None also where something is held, of a frame or an event
-        self._passes = stage.passes if isinstance(stage, ScrubbedEvents) else None
         self._run = run_pattern().match
 
     def feed(self, data: bytes) -> bytes:
