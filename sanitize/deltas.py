@@ -34,7 +34,14 @@ _CHOICE_SHAPE = frozenset(("index", "delta", "text", "finish_reason", "logprobs"
 # JSON's other spellings of `<`, `&` and a backslash. A backslash counts only where a `u` may
 # follow it: next, at the string's end, or spelt with an escape.
 _ESCAPED_OPENER = re.compile(rb'\\(?:u00(?:3[cC]|26|5[cC])|\\["u\\])')
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*("")?')
+MAX_ESCAPED_OPENER = 6
+# The pattern reads byte by byte, `find` many at once: it is tried on so many from each backslash on.
+ESCAPED_STRIDE = 64
+_OTHER_ESCAPES = frozenset((b"n", b'"', b"t", b"r", b"/"))
+# As numbers: looking for bytes in bytes costs six times as much.
+_LESS, _AMPERSAND, _BACKSLASH = b"<&\\"
+# Null or text; what is cut there, be it by a chunk's framing, says nothing.
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*(?:("")|"[^"\r]|n)')
 _INDEX = re.compile(rb'"index"\s*:\s*(\d{1,9})')
 
 
@@ -57,10 +64,21 @@ class Openers:
     def _find(self, kind: int, start: int) -> int:
         data = self._data
         if kind == 2:
-            found = _ESCAPED_OPENER.search(data, start)
-            return len(data) if found is None else found.start()
-        at = data.find(b"&" if kind else b"<", start)
+            at = _find_escaped_opener(data, start)
+        else:
+            at = data.find(_AMPERSAND if kind else _LESS, start)
         return len(data) if at == -1 else at
+
+
+def _find_escaped_opener(data: bytes, start: int) -> int:
+    while (start := data.find(_BACKSLASH, start)) != -1:
+        if data[start + 1 : start + 2] in _OTHER_ESCAPES:
+            start += 2
+            continue
+        if found := _ESCAPED_OPENER.search(data, start, start + ESCAPED_STRIDE):
+            return found.start()
+        start += ESCAPED_STRIDE - MAX_ESCAPED_OPENER + 1
+    return -1
 
 
 class DeltaScrubber:
@@ -86,15 +104,16 @@ class DeltaScrubber:
         self._is_legacy = False
         # Some write "" for null, then on every chunk from the first: it is looked for once.
         self._writes_empty_finish: bool | None = None
+        self._spare: ContentScrubber | None = ContentScrubber(mode, tag_names, starts_open)
         # False where unread text must be read even though nothing is held.
-        self._new_passes = ContentScrubber(mode, tag_names, starts_open).idle
+        self._new_passes = self._spare.idle
         self._idle = self._new_passes
 
     def passes(self, data: bytes) -> bool:
         """True when the bytes of whole events may go on unread, framing and all."""
-        if not self._idle or b"<" in data or b"&" in data:
+        if not self._idle or _LESS in data or _AMPERSAND in data:
             return False
-        if b"\\" in data and _ESCAPED_OPENER.search(data):
+        if _BACKSLASH in data and _find_escaped_opener(data, 0) != -1:
             return False
         if self._writes_empty_finish is None and (finish := _FINISH.search(data)):
             self._writes_empty_finish = finish[1] is not None
@@ -125,25 +144,36 @@ class DeltaScrubber:
             return [*tails, {**chunk, "choices": read}]
         return [*tails, *map(self._wrap, read[:-1]), {**chunk, "choices": read[-1:]}]
 
-    def feed_text(self, index: int, text: str) -> str | None:
+    def feed_text(self, index: int, text: str) -> list[Json] | None:
         """What nearly all chunks are: one choice whose delta is a piece of content and nothing else.
 
-        Returns the content that is to be seen for it, or None: then `feed` the chunk.
+        Returns the deltas to send for it, each in a chunk like it, or None: then `feed` the chunk.
         """
-        scrubber = self._contents.get(index)
-        if scrubber is None or not text or self._mode == "reasoning":
+        content = self._contents.get(index)
+        if self._fields or not text or len(self._contents) != (0 if content is None else 1):
             return None
-        if self._fields or len(self._contents) != 1:
-            return None
-        read = scrubber.scrubber.feed(text)
-        self._idle = scrubber.scrubber.idle
-        return read
+        scrubber = (content or self._new_content(index)).scrubber
+        segments = scrubber.feed_segments(text)
+        self._idle = scrubber.idle
+        if not segments:
+            return []
+        return [
+            dict.fromkeys(REASONING_FIELDS, text) if is_reasoning else {"content": text}
+            for text, is_reasoning in segments
+        ]
 
-    def flush(self) -> list[Json]:
+    @property
+    def idle(self) -> bool:
+        """Nothing is held, and text in which no tag may begin would be sent as it is."""
+        return self._idle
+
+    def flush(self, last: Json | None = None) -> list[Json]:
         """Return what is held, at the end of a stream that did not finish all its choices.
 
-        In chunks modelled on the last one seen.
+        In chunks modelled on `last`, or else on the last one fed.
         """
+        if last is not None:
+            self._last_chunk = last
         tails = self._read_tails()
         self._note_idle()
         return tails
@@ -226,12 +256,19 @@ class DeltaScrubber:
         if scrubber is None:
             if value is None and not ends:
                 return []
-            scrubber = ContentScrubber(self._mode, self._tag_names, self._starts_open)
-            self._contents[index] = scrubber
+            scrubber = self._new_content(index)
         runs = scrubber.feed(value, ends)
         if ends:
             self._contents[index] = ContentScrubber(self._mode, self._tag_names)
         return runs
+
+    def _new_content(self, index: int) -> ContentScrubber:
+        scrubber = self._spare
+        if scrubber is None:
+            scrubber = ContentScrubber(self._mode, self._tag_names, self._starts_open)
+        self._spare = None
+        self._contents[index] = scrubber
+        return scrubber
 
     def _read_tails(self) -> list[Json]:
         indexes = sorted({*self._contents, *(index for index, _ in self._fields)})

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Literal, NamedTuple, get_args
 
-from sanitize.think_tag import is_closing, is_opening, make_pattern
+from sanitize.think_tag import kind_of, make_pattern
 
 Mode = Literal["tags", "block", "reasoning"]
+MODES = get_args(Mode)
 
 DEFAULT_TAG_NAMES = ("think", "thank")
 
@@ -47,6 +48,9 @@ class ThinkScrubber:
     Modes: `tags` keeps the text between tags, `block` drops it, `reasoning` sets it apart (see
     `feed_segments`). `starts_open` says that the text begins inside a block whose opening tag
     the prompt already held. Raises ValueError for an unknown mode or unusable tag names.
+
+    `idle` is True when text with no `<`, `&` or backslash would come back as it is, and change nothing.
+    So inside a block only in mode `tags`, where its text is kept.
     """
 
     def __init__(
@@ -55,25 +59,17 @@ class ThinkScrubber:
         tag_names: Sequence[str] = DEFAULT_TAG_NAMES,
         starts_open: bool = False,
     ) -> None:
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {get_args(Mode)}, not {mode!r}")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
         self._mode = mode
         self._starts_open = starts_open
         self._pattern = make_pattern(tuple(tag_names))
         self._segments: list[Segment] = []
         self._start()
 
-    @property
-    def idle(self) -> bool:
-        """True when text with no `<`, `&` or backslash would come back as it is, and change nothing.
-
-        So inside a block only in mode `tags`, where its text is kept.
-        """
-        return self._idle
-
     def feed(self, text: str) -> str:
         """Take the next piece, return the visible text that is settled by now."""
-        if self._idle and not _may_open(text):
+        if self.idle and not _may_open(text):
             return text
         return _visible(self._read(text))
 
@@ -86,13 +82,14 @@ class ThinkScrubber:
 
         Only mode `reasoning` gives segments that are reasoning.
         """
-        if self._idle and not _may_open(text):
+        if self.idle and not _may_open(text):
             return [Segment(text, False)] if text else []
         return self._read(text)
 
     def flush_segments(self) -> list[Segment]:
         """Like `flush`, in segments."""
-        self._take_text(self._held)
+        if self._held:
+            self._take_text(self._held)
         self._emit_blank()
         segments, self._segments = self._segments, []
         self._start()
@@ -105,28 +102,29 @@ class ThinkScrubber:
         # Only `tags` promises to lose no text, so there it makes no difference.
         drops_start = self._starts_open and self._mode != "tags"
         self._lead = _Lead.START if drops_start else _Lead.NONE
-        self._idle = not drops_start
+        self.idle = not drops_start
 
     def _read(self, text: str) -> list[Segment]:
         text = self._held + text
-        if _may_open(text):
+        if self._held or _may_open(text):
             done = 0
             while (tag := self._pattern.search(text, done)) is not None:
-                self._take_text(text[done : tag.start()])
+                start, end = tag.span()
+                if start > done:
+                    self._take_text(text[done:start])
                 self._take_tag(tag)
-                done = tag.end()
+                done = end
             undecided = self._pattern.find_unfinished(text, done)
             self._held = text[undecided:]
             text = text[done:undecided]
-        self._take_text(text)
+        if text:
+            self._take_text(text)
         is_kept = self._mode == "tags" or not self._inside
-        self._idle = is_kept and not self._held and self._lead is _Lead.NONE
+        self.idle = is_kept and not self._held and self._lead is _Lead.NONE
         segments, self._segments = self._segments, []
         return segments
 
     def _take_text(self, text: str) -> None:
-        if not text:
-            return
         if self._lead is _Lead.NONE:
             self._emit(text)
             return
@@ -145,12 +143,13 @@ class ThinkScrubber:
             self._emit(text)
 
     def _take_tag(self, tag: re.Match[str]) -> None:
-        closes, opens = is_closing(tag), is_opening(tag)
+        closes, opens = kind_of(tag)
         is_pair = closes and self._lead is _Lead.OPENED
         is_repeated = opens and self._lead is _Lead.START
         if is_pair or is_repeated:
             self._blank = ""
-        self._emit_blank()
+        if self._blank:
+            self._emit_blank()
         self._lead = _Lead.PAIR if is_pair else _Lead.NONE
         if opens and not self._inside:
             self._lead = _Lead.OPENED

@@ -50,25 +50,31 @@ class ThinkTagPattern:
         after_lt = rf"{_SPACES}(?:/{_SPACES})?" + _one_of(r"\Z", name_and_more)
         self._unfinished = re.compile(lt + _one_of(r"\Z", after_lt))
 
+        # What nearly all unfinished tags look like.
+        whole = (f"<{slash}{name}" for name in tag_names for slash in ("", "/"))
+        self._beginnings = {tag[:size] for tag in whole for size in range(1, len(tag) + 1)}
         bracket = len(r"\u003c")
         self._longest = 2 * (bracket + MAX_SPACES + 1) + max(map(len, tag_names)) + MAX_ATTRIBUTES
 
     def search(self, text: str, start: int) -> re.Match[str] | None:
-        """The first tag at or after `start`; `is_closing` and `is_opening` tell its kind."""
+        """The first tag at or after `start`; `is_closing` and `kind_of` tell which."""
+        if not (">" in text or "&" in text or "\\" in text):
+            return None  # nothing ends here
         while (tag := self._tag.search(text, start)) is not None:
-            if not _is_too_long(tag["rest"]):
+            rest = tag["rest"]
+            if rest is None or not _is_too_long(rest):
                 return tag
             start = tag.start() + 1
         return None
 
     def find_unfinished(self, text: str, start: int) -> int:
         """Where the tag begins that `text` may end in the middle of, or else its length."""
-        if start == len(text):
+        if start == len(text) or text[start:] in self._beginnings:
             return start
         start = max(start, len(text) - self._longest)
         while (match := self._unfinished.search(text, start)) is not None:
             rest = match["rest"]
-            if not _is_too_long(rest) or not _is_too_long(_UNFINISHED_GT.sub("", rest)):
+            if rest is None or not _is_too_long(_UNFINISHED_GT.sub("", rest)):
                 return match.start()
             start = match.start() + 1
         return len(text)
@@ -85,9 +91,12 @@ def is_closing(tag: re.Match[str]) -> bool:
     return tag["slash"] is not None
 
 
-def is_opening(tag: re.Match[str]) -> bool:
-    """True for `<think>`; false for a closing and for a self-closing tag."""
-    return not is_closing(tag) and not (tag["rest"] or "").rstrip().endswith("/")
+def kind_of(tag: re.Match[str]) -> tuple[bool, bool]:
+    """Whether it closes, and whether it opens: a self-closing tag does neither."""
+    slash, rest = tag.group("slash", "rest")
+    if slash is not None:
+        return True, False
+    return False, rest is None or not rest.rstrip().endswith("/")
 
 
 def _one_of(*patterns: str) -> str:
@@ -108,5 +117,5 @@ def _any_case(text: str) -> list[str]:
     return [f"(?{flags}:{re.escape(character)})" for character in text]
 
 
-def _is_too_long(rest: str | None) -> bool:
-    return rest is not None and len(rest) > MAX_ATTRIBUTES + 1
+def _is_too_long(rest: str) -> bool:
+    return len(rest) > MAX_ATTRIBUTES + 1

@@ -101,21 +101,27 @@ class DirectEvents:
         self.has_last = False
         self.has_passed = False  # the tap wrote something
         self._frames = ChunkedFrames(max_held_bytes=MAX_EVENT_BYTES)
-        self._verbatim = stage if isinstance(stage, VerbatimEvents) else None
-        self._aligned = self._verbatim  # None also where something is held, of a frame or an event
+        self._framed: VerbatimEvents | ScrubbedEvents | None = None
+        self._passes: Callable[[bytes], bool] | None = None  # not to be asked verbatim
+        if isinstance(stage, VerbatimEvents):
+            self._framed = stage
+        elif isinstance(stage, ScrubbedEvents):
+            self._framed, self._passes = stage, stage.passes
+        self._aligned = self._framed  # None also where something is held, of a frame or an event
         self._run = run_pattern().match
 
     def tap(
         self, transport: asyncio.WriteTransport, on_many: Callable[[], None], on_data: OnData
     ) -> OnData:
-        """What to call with each read: one event alone is written at once, all else is for `on_data`, which
-        feeds it. `on_many` is called after each MANY_SMALL that were written, to see whether the client reads.
+        """What to call with each read: one event alone that goes on as it is is written at once, all else is for
+        `on_data`, which feeds it. `on_many` is called after each MANY_SMALL that were written, to see whether the
+        client reads.
 
         Nearly every read of a stream is one event, so these are as few steps as can be.
         """
-        if self._verbatim is None:
+        if self._framed is None:
             return on_data
-        end, lines = self._verbatim.end, size_lines()
+        end, passes, lines = self._framed.end, self._passes, size_lines()
         small, longest = end.small, len(lines)
 
         def on_read(data: bytes) -> None:
@@ -125,6 +131,7 @@ class DirectEvents:
                 or length >= longest
                 or not data.startswith(lines[length])
                 or data[-4:] != EVENT_END
+                or (passes is not None and not passes(data))
                 or transport.is_closing()
             ):
                 on_data(data)
@@ -140,7 +147,8 @@ class DirectEvents:
 
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed."""
-        if self._aligned is not None:
+        run_end = 0
+        if self._aligned is not None and (self._passes is None or self._passes(data)):
             run_end = self._run(data).end()
             self.ended = self.has_last = run_end > 0 and self._frames.ends(data, run_end)
             if self.ended or run_end == len(data):  # nearly every read of a stream
@@ -148,32 +156,36 @@ class DirectEvents:
                 self._aligned = None if self.ended else self._aligned
                 return data
         try:
-            out = self._feed(data)
+            out = self._feed(data, run_end)
         except FramingError as error:
             raise UpstreamFailed(f"The upstream sent what cannot be read: {error}.") from None
         self.ended = self._frames.ended
         is_aligned = self._frames.is_clear and not self.stage.holds
-        self._aligned = self._verbatim if is_aligned else None
+        self._aligned = self._framed if is_aligned else None
         return out
 
     def close(self) -> None:
         """The tap writes nothing any more."""
-        self._aligned = self._verbatim = None
+        self._aligned = self._framed = None
 
-    def _feed(self, data: bytes) -> bytes:
-        """Raises FramingError, UpstreamFailed."""
-        stage, walker = self.stage, self._frames
+    def _feed(self, data: bytes, run_end: int) -> bytes:
+        """`run_end`: so far it passes in whole events. Raises FramingError, UpstreamFailed."""
+        stage, walker, aligned = self.stage, self._frames, self._aligned
         out = b""
-        if self._aligned is not None:
+        if isinstance(aligned, ScrubbedEvents):
+            if run_end:
+                out = data[:run_end]
+                aligned.end.see_frames(out)
+            else:
+                out, run_end = aligned.feed_frames(data)
+            if run_end == len(data):
+                return out
+            data = data[run_end:]
+        elif aligned is not None:
             frames = walker.feed_aligned(data)
             if frames is not None:
-                self._aligned.end.see_frames(frames)
+                aligned.end.see_frames(frames)
                 return frames
-        elif isinstance(stage, ScrubbedEvents) and walker.is_clear and not stage.holds:
-            out, end = stage.feed_frames(data)
-            if end == len(data):
-                return out
-            data = data[end:]
         payload = walker.feed(data)
         return out + frame_of(stage.feed(payload)) if payload else out
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 # An event larger than this is no chat chunk; OpenAI's largest (base64 images) stay below 32 MiB.
 MAX_EVENT_BYTES = 64 << 20
 
+_CARRIAGE_RETURN = ord("\r")  # looking for bytes in bytes costs six times as much
+
 # A CR at the very end has to wait for the next byte: an LF might belong to it.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 
@@ -44,7 +46,7 @@ class SseParser:
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """All events that end within what has come so far. Raises EventTooLarge."""
-        if b"\r" in data:
+        if _CARRIAGE_RETURN in data:
             self._carriage_returns = True
         self._buffer += data
         events: list[SseEvent] = []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sanitize.deltas import DeltaScrubber
-from sanitize.think import scrub
+from sanitize.think import Mode, scrub, split
 from streaming.chunk_framing import frame_of, payload_of
 from streaming.event_stages import DirectEvents, VerbatimEvents
 from streaming.failures import UpstreamFailed
@@ -48,13 +48,13 @@ def stream_of(texts: list[str], rng: random.Random) -> bytes:
     return out + b"data: [DONE]\n\n"
 
 
-def texts_of(raw: bytes, count: int) -> list[str]:
+def texts_of(raw: bytes, count: int, field: str = "content") -> list[str]:
     texts = [""] * count
     parser = SseParser()
     for one in parser.feed(raw) + parser.flush():
         if one.data and one.data != b"[DONE]":
             for choice in json.loads(one.data)["choices"]:
-                texts[choice["index"]] += choice["delta"].get("content") or ""
+                texts[choice["index"]] += choice["delta"].get(field) or ""
     return texts
 
 
@@ -93,6 +93,23 @@ def test_a_scrubbed_stream_is_the_one_shot_scrub(
     frames = b"".join(direct.feed(piece) for piece in pieces_of(socket_bytes, rng))
     assert direct.ended
     assert texts_of(payload_of(frames + direct.flush()), count) == expected
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["block", "reasoning"]), TEXT, st.booleans(), st.data())
+def test_thoughts_are_told_apart_in_a_stream_as_in_its_text(
+    mode: Mode, text: str, starts_open: bool, data: st.DataObject
+) -> None:
+    rng = data.draw(st.randoms(use_true_random=False))
+    content, thoughts = split(text, starts_open=starts_open)
+    scrubber = DeltaScrubber(mode, starts_open=starts_open)
+    direct = DirectEvents(ScrubbedEvents(scrubber, finishes=1))
+    framed_bytes = framed(stream_of([text], rng), rng, by_event=rng.random() < 0.8)
+    frames = b"".join(direct.feed(piece) for piece in pieces_of(framed_bytes, rng))
+    out = payload_of(frames + direct.flush())
+    assert texts_of(out, 1) == [content]
+    wanted = [thoughts if mode == "reasoning" else ""]
+    assert texts_of(out, 1, "reasoning_content") == texts_of(out, 1, "reasoning") == wanted
 
 
 @settings(max_examples=200)
@@ -160,6 +177,21 @@ def test_what_has_no_opener_is_read_where_more_than_openers_count(
     assert b'"finish_reason":""' not in out.replace(b" ", b"")
 
 
+def test_what_is_held_at_the_end_comes_in_a_chunk_like_the_last() -> None:
+    stage = ScrubbedEvents(DeltaScrubber(), finishes=0)
+    assert stage.feed(said(0, "<")) == b""
+    (tail,) = SseParser().feed(stage.flush())
+    choice = {"index": 0, "delta": {"content": "<"}, "finish_reason": None}
+    assert json.loads(tail.data or b"") == {"id": "u", "choices": [choice]}
+
+
+def test_a_large_event_beside_tags_stays_as_it_is() -> None:
+    large = said(0, "é " * 2000)
+    frames = [frame_of(each) for each in (said(0, "a"), large, said(0, "<think>"), said(0, "b"))]
+    direct = DirectEvents(ScrubbedEvents(DeltaScrubber(), finishes=0))
+    assert direct.feed(b"".join(frames)) == b"".join((*frames[:2], frames[3]))
+
+
 def test_lines_in_a_frame_may_end_in_two_ways() -> None:
     direct = DirectEvents(ScrubbedEvents(DeltaScrubber(), finishes=0))
     held = direct.feed(frame_of(said(0, "a<")))
@@ -178,6 +210,13 @@ def test_a_finish_that_is_cut_within_is_not_taken_for_another() -> None:
         out = payload_of(direct.feed(raw[:cut]) + direct.feed(raw[cut:]) + direct.flush())
         assert b'"finish_reason":""' not in out.replace(b" ", b"")
         assert out.count(b"null") == 3
+
+    payload = event(chunk, escaped=True)
+    for cut in range(1, len(payload)):
+        direct = DirectEvents(ScrubbedEvents(DeltaScrubber(), finishes=0))
+        in_two = frame_of(payload[:cut]) + frame_of(payload[cut:])
+        out = payload_of(direct.feed(in_two) + direct.feed(one + b"0\r\n\r\n") + direct.flush())
+        assert out.count(b"null") == 2
 
 
 @settings(max_examples=300)
