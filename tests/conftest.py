@@ -23,7 +23,7 @@ from server.keys import RUNNER
 from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
-from streaming.direct_exchange import DirectHandler
+from streaming.direct_connections import DirectHandler
 from streaming.runners import ray_link
 
 # How long an example takes is the machine's affair.
