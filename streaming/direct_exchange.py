@@ -78,7 +78,6 @@ class DirectReply(UpstreamReply):
     _is_held = False  # we paused the transport
 
     def __init__(self, address: "Address", request: bytes, *, raw: bool) -> None:
-        super().__init__()
         self._address = address
         self._loop = address.loop
         self._request = request
@@ -195,25 +194,26 @@ class DirectReply(UpstreamReply):
         if head is None or not self._begins(head):
             self._parse_head(data)
             return
-        if not head.stays_open:
+        _, _, _, stays_open, end = head
+        if not stays_open:
             self._handler.force_close()
-        if len(data) > head.end:
+        if len(data) > end:
             self._handler.reads = 1
         if self._state is _State.COLLECTING:
             self._bytes = b""
-            self._collect(data[head.end :])
+            self._collect(data[end:])
         else:
-            self._bytes, self._head_bytes = data, head.end
+            self._bytes, self._head_bytes = data, end
         self._wake()
 
     def _begins(self, head: ReplyHead) -> bool:
         """Whether what comes behind this head is read here."""
-        self.status, self.headers = head.status, head.headers
-        if head.length is None:
+        self.status, self.headers, length, _, _ = head
+        if length is None:
             if self._has_events:
                 self._begin_body(_State.WAITING, self._wait)
-        elif head.length <= MAX_COLLECTED_BYTES:
-            self._missing = head.length
+        elif length <= MAX_COLLECTED_BYTES:
+            self._missing = length
             self._begin_body(_State.COLLECTING, self._collect)
         return self._state is not _State.HEAD
 

@@ -7,7 +7,6 @@ it is HTTP. What is read here, aiohttp's parser reads the same way: tests/test_s
 
 import re
 from functools import lru_cache
-from typing import NamedTuple
 
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy, istr
@@ -41,12 +40,9 @@ _SAYS = {
 }
 
 
-class ReplyHead(NamedTuple):
-    status: int
-    headers: CIMultiDictProxy[str]
-    length: int | None  # of the body; None: it is chunked
-    stays_open: bool  # the connection, behind the body
-    end: int  # where the body begins
+# The status; the headers; the body's length, None where it is chunked; whether the connection stays open behind
+# it; where it begins.
+ReplyHead = tuple[int, CIMultiDictProxy[str], int | None, bool, int]
 
 
 def ordinary_head(data: bytes) -> ReplyHead | None:
@@ -71,7 +67,7 @@ def ordinary_head(data: bytes) -> ReplyHead | None:
         return None
     headers = CIMultiDictProxy(CIMultiDict(pairs))
     length = int(headers["Content-Length"]) if said & _HAS_LENGTH else None
-    return ReplyHead(status, headers, length, not said & _CLOSES, end + 4)
+    return status, headers, length, not said & _CLOSES, end + 4
 
 
 @lru_cache(64)
