@@ -39,6 +39,7 @@ class DirectHandler(ResponseHandler):
         self.receive: OnData = _drop  # where what comes goes
         self.reads = 0
         self.exchanges = 0
+        self._tap: Tap | None = None
 
     def set_response_params(self, **params: object) -> None:
         """Called at the beginning of every exchange of the session's own."""
@@ -56,6 +57,25 @@ class DirectHandler(ResponseHandler):
     def parse(self, data: bytes) -> None:
         """Let aiohttp read this."""
         super().data_received(data)
+
+    def open_tap(self, on_data: OnData) -> None:
+        """Let the transport call this itself with what comes, but for the next read, which is counted."""
+        self._tap = Tap(self, on_data)
+        self.receive = self._receive_one
+
+    def count_next_read(self) -> None:
+        if self._tap is not None and self.transport is not None:
+            self.transport.set_protocol(self)
+
+    def close_tap(self) -> None:
+        self.count_next_read()
+        self._tap = None
+
+    def _receive_one(self, data: bytes) -> None:
+        assert self._tap is not None
+        if self.transport is not None:
+            self.transport.set_protocol(self._tap)
+        self._tap.on_data(data)
 
     def refuse(self, data: bytes) -> None:
         """It speaks without having been asked."""
@@ -83,10 +103,23 @@ class DirectHandler(ResponseHandler):
 
     def leave(self) -> None:
         """Close it."""
+        self.close_tap()
         self.receive = _drop
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
+
+
+class Tap(asyncio.Protocol):
+    """A handler's stand-in, whose transport calls `on_data` with nothing in between."""
+
+    def __init__(self, handler: DirectHandler, on_data: OnData) -> None:
+        self.on_data = on_data
+        self.data_received = on_data  # type: ignore[assignment, method-assign]
+        self.eof_received = handler.eof_received  # type: ignore[method-assign]
+        self.connection_lost = handler.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = handler.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = handler.resume_writing  # type: ignore[method-assign]
 
 
 def _drop(data: bytes) -> None:

@@ -98,7 +98,10 @@ class DirectReply(UpstreamReply):
 
     @property
     def progress(self) -> int:
-        return self._handler.reads if self._state is not _State.HEAD else 0
+        if self._state is _State.HEAD:
+            return 0
+        self._handler.count_next_read()
+        return self._handler.reads
 
     @property
     def is_paused(self) -> bool:
@@ -313,7 +316,8 @@ class DirectReply(UpstreamReply):
     def _start(self, on_data: OnData, on_lost: OnLost) -> bytes:
         data, self._bytes = self._bytes[self._head_bytes :], b""
         self._state = _State.TAKEN
-        self._handler.receive, self._on_lost = on_data, on_lost
+        self._on_lost = on_lost
+        self._handler.open_tap(on_data)
         self._resume()
         if self._error is not None:  # after what has come
             self._loop.call_soon(on_lost, self._error)
@@ -338,6 +342,7 @@ class DirectReply(UpstreamReply):
 
     def _end(self) -> None:
         self._state = _State.DONE
+        self._handler.close_tap()
         self._handler.receive = self._handler.refuse
         if self._reader is not None:
             self._reader.feed_eof()

@@ -61,7 +61,7 @@ class UpstreamReply(ABC):
     @property
     @abstractmethod
     def progress(self) -> int:
-        """0 until something of the body has come; then a number that changes with every read."""
+        """0 until something of the body has come; then another number than last time if something was read."""
 
     @property
     @abstractmethod

@@ -483,6 +483,55 @@ async def test_a_taken_body_leaves_the_connection_fit_for_the_next_exchange() ->
     assert len(set(upstream.ports)) == 1
 
 
+async def test_a_taken_body_makes_progress_where_something_was_read_since_it_was_last_asked() -> (
+    None
+):
+    async with connections([EVENTS, *[b"5\r\nhello\r\n"] * 30]) as (_, post):
+        reply = await post()
+        taken = reply.take()
+        assert taken is not None
+        got = bytearray()
+        got += taken.start(got.extend, lambda error: None)
+        asked: set[tuple[int, int]] = set()
+
+        def all_is_read() -> bool:
+            asked.add((len(got), reply.progress))
+            return len(got) == 300
+
+        await until(all_is_read)
+        assert all_is_read()
+        assert len(asked) > 3
+        assert len({size for size, _ in asked}) == len({count for _, count in asked}) == len(asked)
+        reply.close()
+
+
+@pytest.mark.parametrize("turn", ["taken", "read", "closed"])
+async def test_a_connection_that_was_tapped_is_as_any_other(turn: str) -> None:
+    stream: list[bytes | None] = [EVENTS, *[b"5\r\nhello\r\n"] * 3, b"0\r\n\r\n"]
+    async with connections(stream, stream, [sized(b"next"), b"unasked"]) as (upstream, post):
+        for index in range(2):
+            reply = await post()
+            if turn == "read" and index:
+                assert await reply.body() == b"hello" * 3
+                reply.close()
+                continue
+            taken = reply.take()
+            assert taken is not None
+            got = bytearray()
+            got += taken.start(got.extend, lambda error: None)
+            end = b"hello\r\n" if turn == "closed" else b"0\r\n\r\n"
+            await until(lambda: got.endswith(end))  # noqa: B023
+            if turn != "closed":
+                taken.finish()
+            reply.close()
+        reply = await post()
+        handler = reply._handler
+        assert await reply.body() == b"next"
+        reply.close()
+        await until(lambda: handler.transport is None)
+    assert len(set(upstream.ports)) == (3 if turn == "closed" else 1)
+
+
 async def test_whoever_took_a_body_is_told_of_its_end_after_what_came() -> None:
     async with connections([EVENTS + b"5\r\nhello\r\n", None]) as (_, post):
         reply = await post()
@@ -543,9 +592,20 @@ async def test_tls_is_the_sessions(certified: tuple[Path, Path]) -> None:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key)
     client = ssl.create_default_context(cafile=str(certificate))
-    async with connections([sized(b"a")], [sized(b"b")], tls=(server, client)) as (upstream, post):
+    stream: list[bytes | None] = [EVENTS, *[b"5\r\nhello\r\n"] * 3]
+    async with connections([sized(b"a")], [sized(b"b")], stream, tls=(server, client)) as (
+        upstream,
+        post,
+    ):
         assert await body_of(post) == (200, b"a")
         assert await body_of(post) == (200, b"b")
+        reply = await post()
+        taken = reply.take()
+        assert taken is not None
+        got = bytearray()
+        got += taken.start(got.extend, lambda error: None)
+        await until(lambda: got == b"5\r\nhello\r\n" * 3)
+        reply.close()
     assert len(set(upstream.ports)) == 1
     async with connections([sized(b"a")], tls=(server, ssl.create_default_context())) as (_, post):
         with pytest.raises(UpstreamUnavailable):
