@@ -15,7 +15,7 @@ from server.bare_response import BareResponse
 from server.client_address import is_trusted_peer
 from server.keys import KEY_HOLDER, OUTCOME, SETTINGS
 from server.outcomes import HANDED_ON
-from streaming.direct_exchange import target_of
+from streaming.direct_connections import target_of
 from streaming.upstream_group import Data, UpstreamGroup
 
 # nginx sets it on every request, so that no client's own comes through.

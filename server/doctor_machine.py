@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 
 from server.doctor_report import Finding, Patient, failed, ok, warning
-from streaming.direct_exchange import open_connections
+from streaming.direct_connections import open_connections
 
 PACKAGE = "smolgate"
 # docs/settings.md: what one run takes, and what waits takes a connection.
@@ -45,7 +45,7 @@ async def check_packages(_: Patient) -> AsyncIterator[Finding]:
         yield failed("; ".join(wrong), "pip install --upgrade smolgate, in this environment")
     elif needed:
         yield ok(f"smolgate {importlib.metadata.version(PACKAGE)} and what it needs")
-    connector = aiohttp.TCPConnector()
+    connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         if open_connections(session, connector) is None:
             yield warning(

@@ -179,9 +179,11 @@ async def _open(
     options: UpstreamOptions,
     embedded: "EmbeddedUpstream | LinkedEmbedded | None",
 ) -> _Known:
+    fixed = Target(options.base, options.token) if options.base is not None else None
+
     def target() -> Target:
-        if options.base is not None:
-            return Target(options.base, options.token)
+        if fixed is not None:
+            return fixed
         assert embedded is not None
         return Target(embedded.base_url, options.token)
 

@@ -6,11 +6,14 @@ from streaming.failures import InvalidRequest
 
 Pairs = Iterable[tuple[str, str]]
 
+_line = ": ".join
+
 
 def head_of(line: str, headers: Pairs, end: str = "\r\n") -> bytes:
     """An HTTP head. Raises InvalidRequest for headers in which a line ends."""
-    lines = [f"{name}: {value}\r\n" for name, value in headers]
+    lines = [*map(_line, headers), ""]
     text = "".join(lines)
-    if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
+    if "\n" in text or "\r" in text or "\0" in text:
         raise InvalidRequest("A header holds a line break.")
+    text = "\r\n".join(lines)
     return f"{line}{text}{end}".encode("utf-8", "surrogateescape")

@@ -15,7 +15,11 @@ from typing import Any
 
 import aiohttp
 
-from streaming.direct_exchange import DirectConnections, open_connections
+from streaming.direct_connections import (
+    KEEPALIVE_SECONDS,
+    DirectConnections,
+    open_connections,
+)
 from streaming.failures import DeadlineExceeded, UpstreamFailed, UpstreamRefused
 from streaming.json_codec import decode_json
 from streaming.model_chunks import ModelChunk, ModelChunkReader
@@ -25,8 +29,6 @@ from streaming.upstream_reply import PublicReply, UpstreamReply, broken_off
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
-# Below the five seconds after which uvicorn (vLLM, sglang) and llama.cpp close an idle connection.
-KEEPALIVE_SECONDS = 4.0
 # A larger body is written piece by piece, so that one upload does not hold up the loop.
 WHOLE_WRITE_BYTES = 1 << 20
 MAX_ERROR_BYTES = 64 * 1024
@@ -134,16 +136,15 @@ async def open_upstream(
     target: Callable[[], Target],
     *,
     wait_ready: Callable[[], Awaitable[None]] | None = None,
-    connections: int = 0,
     connect_seconds: float = CONNECT_SECONDS,
     direct: bool = True,
 ) -> AsyncIterator[Upstream]:
     """An Upstream and the session it owns.
 
     `wait_ready` is awaited before every request: an upstream of our own may still be starting.
-    `connections` bounds the pool, 0 does not. `direct` lets exchanges go past the session.
+    `direct` lets exchanges go past the session.
     """
-    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
     session = aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect_seconds),

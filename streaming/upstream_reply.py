@@ -9,6 +9,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import aiohttp
@@ -41,8 +42,7 @@ class UpstreamReply(ABC):
     status: int
     headers: CIMultiDictProxy[str]
 
-    def __init__(self) -> None:
-        self._on_close: list[Callable[[], None]] = []
+    _on_close: tuple[Callable[[], None], ...] = ()
 
     @abstractmethod
     async def head(self) -> None:
@@ -51,7 +51,7 @@ class UpstreamReply(ABC):
     @property
     def content_type(self) -> str:
         """In lower case, without parameters."""
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return _media_type(self.headers.get("Content-Type", ""))
 
     @property
     def content_length(self) -> int | None:
@@ -61,7 +61,7 @@ class UpstreamReply(ABC):
     @property
     @abstractmethod
     def progress(self) -> int:
-        """0 until something of the body has come; then a number that changes with every read."""
+        """0 until something of the body has come; then another number than last time if something was read."""
 
     @property
     @abstractmethod
@@ -88,11 +88,11 @@ class UpstreamReply(ABC):
         """Whoever waits for the reply, or reads it, gets this."""
 
     def call_on_close(self, callback: Callable[[], None]) -> None:
-        self._on_close.append(callback)
+        self._on_close += (callback,)
 
     def close(self) -> None:
         """Give the connection back, or close it where the reply was not read to its end."""
-        callbacks, self._on_close = self._on_close, []
+        callbacks, self._on_close = self._on_close, ()
         for callback in callbacks:
             callback()
 
@@ -101,7 +101,6 @@ class PublicReply(UpstreamReply):
     """A reply as aiohttp's session gives it."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
-        super().__init__()
         self._response = response
         self.status = response.status
         self.headers = response.headers
@@ -130,6 +129,11 @@ class PublicReply(UpstreamReply):
         super().close()
         # Not release(): what is left unread of a reply that nobody wants must not be waited for.
         self._response.close()
+
+
+@lru_cache(64)
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def is_held(transport: asyncio.Transport | None) -> bool:

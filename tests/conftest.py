@@ -23,8 +23,9 @@ from server.keys import RUNNER
 from server.registry import Agents, load_agents
 from server.settings import make_settings
 from streaming.chunk_framing import payload_of
-from streaming.direct_exchange import DirectHandler
+from streaming.direct_connections import DirectHandler, Tap
 from streaming.runners import ray_link
+from streaming.upstream_reply import OnData
 
 # How long an example takes is the machine's affair.
 settings.register_profile("here", deadline=None)
@@ -260,13 +261,22 @@ async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeUpstrea
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/v1/{path:.*}", fake.serve)
     app[READS] = fake.reads
-    read = DirectHandler.data_received
+    read, make_tap = DirectHandler.data_received, Tap.__init__
 
     def noted(handler: DirectHandler, data: bytes) -> None:
         fake.reads.note(handler, data)
         read(handler, data)
 
+    def make_noted_tap(tap: Tap, handler: DirectHandler, on_data: OnData) -> None:
+        def noted_by_tap(data: bytes) -> None:
+            fake.reads.note(handler, data)
+            on_data(data)
+
+        make_tap(tap, handler, on_data)
+        tap.data_received = noted_by_tap  # type: ignore[method-assign]
+
     monkeypatch.setattr(DirectHandler, "data_received", noted)
+    monkeypatch.setattr(Tap, "__init__", make_noted_tap)
     async with listening(app) as base:
         fake.base = f"{base}/v1"
         yield fake

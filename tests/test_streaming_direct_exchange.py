@@ -19,8 +19,8 @@ import pytest
 from aiohttp.client_proto import ResponseHandler
 from conftest import FakeUpstream, MakeGateway, events_of, text_of, until
 
-from streaming import direct_exchange
-from streaming.direct_exchange import DirectConnections, DirectHandler, open_connections
+from streaming import direct_connections, direct_exchange
+from streaming.direct_connections import DirectConnections, DirectHandler, open_connections
 from streaming.failures import InvalidRequest, UpstreamFailed, UpstreamSilent, UpstreamUnavailable
 from streaming.pulse import Pulse
 from streaming.silence_watch import SilenceLimits, SilenceWatch
@@ -75,7 +75,7 @@ async def connections(
     )
     scheme = "http" if tls is None else "https"
     upstream.base = f"{scheme}://localhost:{server.sockets[0].getsockname()[1]}/v1"
-    connector = aiohttp.TCPConnector(limit=1, ssl=tls[1] if tls is not None else True)
+    connector = aiohttp.TCPConnector(limit=0, ssl=tls[1] if tls is not None else True)
     async with aiohttp.ClientSession(connector=connector) as session:
         direct = open_connections(session, connector)
         assert direct is not None
@@ -109,7 +109,7 @@ def sized(body: bytes, head: bytes = b"") -> bytes:
 
 
 async def test_this_aiohttp_is_as_expected() -> None:
-    connector = aiohttp.TCPConnector()
+    connector = aiohttp.TCPConnector(limit=0)
     factory = connector._factory
     assert isinstance(factory, functools.partial)
     assert factory.func is ResponseHandler
@@ -119,7 +119,7 @@ async def test_this_aiohttp_is_as_expected() -> None:
 
 
 async def test_another_aiohttp_is_left_alone() -> None:
-    connector = aiohttp.TCPConnector()
+    connector = aiohttp.TCPConnector(limit=0)
     connector._factory = ResponseHandler  # type: ignore[assignment]
     async with aiohttp.ClientSession(connector=connector) as session:
         assert open_connections(session, connector) is None
@@ -137,7 +137,7 @@ async def test_the_request_is_what_http_asks_for() -> None:
 
 @pytest.mark.parametrize("value", ["a\r\nX: 1", "a\nb", "a\rb", "a\0b"])
 async def test_a_header_cannot_hold_another(value: str) -> None:
-    connector = aiohttp.TCPConnector()
+    connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         direct = open_connections(session, connector)
         assert direct is not None
@@ -213,6 +213,92 @@ async def test_every_kind_of_body_is_read(kind: str) -> None:
     assert (upstream.ports[0] == upstream.ports[1]) == stays
 
 
+async def test_a_connection_that_the_upstream_closed_at_rest_is_not_used_again() -> None:
+    async with connections([sized(b"a"), None], [sized(b"b")]) as (upstream, post):
+        reply = await post()
+        handler = reply._handler
+        assert await reply.body() == b"a"
+        reply.close()
+        await until(lambda: handler.transport is None)
+        assert handler.connection is None
+        assert await body_of(post) == (200, b"b")
+    assert len(upstream.requests) == 2
+
+
+async def test_many_at_once_have_connections_of_their_own_which_rest_and_are_closed_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every: list[list[bytes | None]] = [[sized(b"a")]] * 60
+    async with connections(*every) as (upstream, post):
+        replies = await asyncio.gather(*(post() for _ in range(20)))
+        handlers = [reply._handler for reply in replies]
+        for reply in replies:
+            assert await reply.body() == b"a"
+            reply.close()
+        assert len(set(upstream.ports)) == 20
+        for _ in range(20):
+            assert await body_of(post) == (200, b"a")
+        assert set(upstream.ports[20:]) == set(upstream.ports[:20])  # who rested longest goes first
+        monkeypatch.setattr(direct_connections, "KEEPALIVE_SECONDS", 0.0)
+        assert await body_of(post) == (200, b"a")
+        assert len(set(upstream.ports)) == 21
+        await until(lambda: all(handler.transport is None for handler in handlers))
+
+
+async def test_what_rests_for_too_long_is_closed_without_being_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_connections, "KEEPALIVE_SECONDS", 0.05)
+    async with connections([sized(b"a")], [sized(b"a")], [sized(b"b")]) as (_, post):
+        replies = [await post(), await post()]
+        handlers = [reply._handler for reply in replies]
+        for reply in replies:
+            await reply.body()
+            reply.close()
+            await asyncio.sleep(0.02)
+        await until(lambda: all(handler.transport is None for handler in handlers))
+        assert await body_of(post) == (200, b"b")
+
+
+@pytest.mark.parametrize(
+    "came", [[], [OK[:9]], [sized(b"hello")[:-2]], [EVENTS + b"5\r\nhel"], [OK + b"\r\nhel"]]
+)
+async def test_an_abandoned_exchange_leaves_nothing_to_the_next(came: list[bytes | None]) -> None:
+    async with connections(came, [sized(b"next")]) as (upstream, post):
+        reply = await post(waits=False)
+        await until(lambda: upstream.requests and not upstream.replies[1:])
+        await asyncio.sleep(0.01)  # until all that came is read, mostly
+        reply.close()
+        assert await body_of(post) == (200, b"next")
+    assert upstream.ports[0] != upstream.ports[1]
+
+
+async def test_an_exchange_that_is_cancelled_while_it_connects_leaves_no_connection() -> None:
+    async with connections([sized(b"next")]) as (upstream, post):
+        for turns in range(6):
+            task = asyncio.create_task(post(waits=False))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if not task.cancelled():
+                task.result().close()
+        upstream.replies[:] = [[sized(b"next")]]
+        assert await body_of(post) == (200, b"next")
+
+
+async def test_headers_of_one_reply_are_not_those_of_another() -> None:
+    every: list[list[bytes | None]] = [
+        [sized(b"x" * size, b"X-Turn: %d\r\n" % size)] for size in range(5)
+    ]
+    async with connections(*every) as (_, post):
+        for size in range(5):
+            reply = await post()
+            assert reply.headers == {"X-Turn": str(size), "Content-Length": str(size)}
+            assert await reply.body() == b"x" * size
+            reply.close()
+
+
 @asynccontextmanager
 async def deaf_upstream(
     serve: Callable[[asyncio.StreamWriter], None],
@@ -227,7 +313,7 @@ async def deaf_upstream(
         serve(writer)
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1024)
-    connector = aiohttp.TCPConnector()
+    connector = aiohttp.TCPConnector(limit=0)
     try:
         async with aiohttp.ClientSession(connector=connector) as session:
             direct = open_connections(session, connector)
@@ -397,6 +483,55 @@ async def test_a_taken_body_leaves_the_connection_fit_for_the_next_exchange() ->
     assert len(set(upstream.ports)) == 1
 
 
+async def test_a_taken_body_makes_progress_where_something_was_read_since_it_was_last_asked() -> (
+    None
+):
+    async with connections([EVENTS, *[b"5\r\nhello\r\n"] * 30]) as (_, post):
+        reply = await post()
+        taken = reply.take()
+        assert taken is not None
+        got = bytearray()
+        got += taken.start(got.extend, lambda error: None)
+        asked: set[tuple[int, int]] = set()
+
+        def all_is_read() -> bool:
+            asked.add((len(got), reply.progress))
+            return len(got) == 300
+
+        await until(all_is_read)
+        assert all_is_read()
+        assert len(asked) > 3
+        assert len({size for size, _ in asked}) == len({count for _, count in asked}) == len(asked)
+        reply.close()
+
+
+@pytest.mark.parametrize("turn", ["taken", "read", "closed"])
+async def test_a_connection_that_was_tapped_is_as_any_other(turn: str) -> None:
+    stream: list[bytes | None] = [EVENTS, *[b"5\r\nhello\r\n"] * 3, b"0\r\n\r\n"]
+    async with connections(stream, stream, [sized(b"next"), b"unasked"]) as (upstream, post):
+        for index in range(2):
+            reply = await post()
+            if turn == "read" and index:
+                assert await reply.body() == b"hello" * 3
+                reply.close()
+                continue
+            taken = reply.take()
+            assert taken is not None
+            got = bytearray()
+            got += taken.start(got.extend, lambda error: None)
+            end = b"hello\r\n" if turn == "closed" else b"0\r\n\r\n"
+            await until(lambda: got.endswith(end))  # noqa: B023
+            if turn != "closed":
+                taken.finish()
+            reply.close()
+        reply = await post()
+        handler = reply._handler
+        assert await reply.body() == b"next"
+        reply.close()
+        await until(lambda: handler.transport is None)
+    assert len(set(upstream.ports)) == (3 if turn == "closed" else 1)
+
+
 async def test_whoever_took_a_body_is_told_of_its_end_after_what_came() -> None:
     async with connections([EVENTS + b"5\r\nhello\r\n", None]) as (_, post):
         reply = await post()
@@ -433,7 +568,7 @@ async def test_a_silent_reply_can_be_failed_in_every_state(came: list[bytes | No
 
 
 async def test_a_connection_that_cannot_be_had_is_unavailable() -> None:
-    connector = aiohttp.TCPConnector()
+    connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         direct = open_connections(session, connector)
         assert direct is not None
@@ -457,9 +592,20 @@ async def test_tls_is_the_sessions(certified: tuple[Path, Path]) -> None:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key)
     client = ssl.create_default_context(cafile=str(certificate))
-    async with connections([sized(b"a")], [sized(b"b")], tls=(server, client)) as (upstream, post):
+    stream: list[bytes | None] = [EVENTS, *[b"5\r\nhello\r\n"] * 3]
+    async with connections([sized(b"a")], [sized(b"b")], stream, tls=(server, client)) as (
+        upstream,
+        post,
+    ):
         assert await body_of(post) == (200, b"a")
         assert await body_of(post) == (200, b"b")
+        reply = await post()
+        taken = reply.take()
+        assert taken is not None
+        got = bytearray()
+        got += taken.start(got.extend, lambda error: None)
+        await until(lambda: got == b"5\r\nhello\r\n" * 3)
+        reply.close()
     assert len(set(upstream.ports)) == 1
     async with connections([sized(b"a")], tls=(server, ssl.create_default_context())) as (_, post):
         with pytest.raises(UpstreamUnavailable):
@@ -472,7 +618,7 @@ async def test_without_it_everything_takes_the_public_way(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(direct_exchange, "ResponseHandler", object())
+    monkeypatch.setattr(direct_connections, "ResponseHandler", object())
 
     async def handler(request: Any) -> Any:
         response = aiohttp.web.StreamResponse(headers={"Content-Type": "text/event-stream"})
