@@ -32,8 +32,7 @@ def is_trusted_peer(request: web.Request) -> bool:
 
 
 def _peer(request: web.Request) -> str:
-    # Without a transport the connection is gone already.
-    peer = request.transport.get_extra_info("peername") if request.transport else None
+    peer = request._transport_peername  # found out once a connection
     return str(peer[0]) if isinstance(peer, tuple) else "unix"
 
 
