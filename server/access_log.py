@@ -23,7 +23,7 @@ def log_end(end: RequestEnd, log_format: str) -> None:
     if handler is None:
         log.info("%s", line_of(end))
     else:
-        handler.handle(_EndRecord(end, line_of))
+        handler.emit(_EndRecord(end, line_of))
 
 
 def _only_handler() -> LineHandler | None:
@@ -38,7 +38,7 @@ def _only_handler() -> LineHandler | None:
     if len(logger.handlers) != 1:
         return None
     handler = logger.handlers[0]
-    if not isinstance(handler, LineHandler) or handler.level > logging.INFO:
+    if not isinstance(handler, LineHandler) or handler.level > logging.INFO or handler.filters:
         return None
     return handler if isinstance(handler.formatter, LineFormatter) else None
 

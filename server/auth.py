@@ -7,7 +7,7 @@ routes and the pages' files stay open, and `/metrics` where the operator says so
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from server.joining import is_passed_on
 from server.key_ring import KeyHolder
@@ -44,7 +44,7 @@ def auth_middleware(request: web.Request, handler: Handler) -> Awaitable[web.Str
     ring = request.app[KEY_RING]
     if not ring.is_set or _is_open(request):
         return handler(request)
-    holder = ring.holder_of(request.headers.get("Authorization", ""))
+    holder = ring.holder_of(request.headers.get(hdrs.AUTHORIZATION, ""))
     if not is_passed_on(request):  # else it was counted where it came in
         if (shared := request.app.get(SHARED_USE)) is not None:
             return _counted_by_all(request, handler, holder, shared)

@@ -6,7 +6,7 @@ byte is a status; after it, an error event and `[DONE]`, never a clean stop.
 
 from collections.abc import Iterable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from server.agent_reply import collect_run, stream_run
 from server.agent_request import chat_request_of, run_spec_of
@@ -51,7 +51,7 @@ MAX_MODEL_CHARACTERS = 256
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """The handler. Raises leaves of SmolgateError, which the middleware answers."""
     # Asked for the type alone, aiohttp parses it.
-    if request.headers.get("Content-Type") != JSON and request.content_type not in TAKEN_TYPES:
+    if request.headers.get(hdrs.CONTENT_TYPE) != JSON and request.content_type not in TAKEN_TYPES:
         raise UnsupportedMedia("The request body must be application/json.")
     body = await whole_body(request)
     asked = route_of(body)

@@ -7,7 +7,7 @@ does a request with `Expect`. Saves a relayed request 8 µs.
 from collections.abc import Awaitable, Callable, Container
 from functools import partial
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ServerHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -24,7 +24,7 @@ def hot_route(app: web.Application, handle: Handler, paths: Container[str]) -> S
     def answer(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         assert isinstance(request, web.Request)  # as the application makes them
         found = known.get(request.raw_path)
-        if found is None or request.method != "POST" or "Expect" in request.headers:
+        if found is None or request.method != "POST" or hdrs.EXPECT in request.headers:
             return handle(request)
         # One for all requests: of a path without parts that vary it holds nothing of a request.
         request._match_info, chain = found

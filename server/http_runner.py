@@ -97,7 +97,7 @@ class _Connection(web.RequestHandler):
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Nothing where nothing was paused: aiohttp's parser would look for what is left all the same."""
-        if self._reading_paused or self._buffer_paused:
+        if self._reading_paused or getattr(self, "_buffer_paused", True):  # not in aiohttp 3.14.0
             super().resume_reading(resume_parser)
 
     def finish_response(
