@@ -44,9 +44,12 @@ def behind(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> s
         if not _is_trusted(address, trusted):
             break
         try:
-            address = str(ip_address(hop))
+            parsed = str(ip_address(hop))
         except ValueError:
             break
+        if not (parsed.isascii() and parsed.isprintable()):  # its zone may be anything
+            break
+        address = parsed
     return address
 
 
