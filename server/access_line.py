@@ -41,6 +41,7 @@ def access_text(end: RequestEnd) -> str:
 
 def access_json(end: RequestEnd) -> str:
     """The members of a JSON object, from the first name to the last value."""
+    end.seconds = round(end.seconds, 6)
     return msgspec.json.encode(end)[1:-1].decode()
 
 

@@ -23,7 +23,6 @@ from server import (
 from server.api_keys import load_keys
 from server.auth import auth_middleware
 from server.cors import allow_origins
-from server.errors import error_middleware
 from server.finished_runs import FinishedRuns
 from server.identity import Identity
 from server.image_fetch import image_fetch
@@ -62,7 +61,7 @@ def create_app(
     `identity` gives runs their ids and times; a test that holds bytes against a file has its own.
     """
     app = web.Application(
-        middlewares=[request_log_middleware, error_middleware, auth_middleware],
+        middlewares=[request_log_middleware, auth_middleware],
         client_max_size=settings.max_body_bytes,
     )
     app[SETTINGS] = settings

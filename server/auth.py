@@ -5,8 +5,9 @@ routes and the pages' files stay open, and `/metrics` where the operator says so
 """
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from server.joining import is_passed_on
 from server.key_ring import KeyHolder
@@ -23,28 +24,49 @@ from server.keys import (
 from server.page_negotiation import asks_for_page
 from streaming.failures import Forbidden
 
+if TYPE_CHECKING:  # loaded only where a store is shared
+    from server.shared_use import SharedUse
+
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v1/healthz", "/v1/readyz"})
 METRICS_PATHS = frozenset({"/metrics", "/v1/metrics"})
+# Pages and their files are asked for so.
+_READING = frozenset({"GET", "HEAD"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @web.middleware
-async def auth_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let through who has a key, or everyone where no keys are set. Raises InvalidKey, KeyLimit."""
+def auth_middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+    """Let through who has a key, or everyone where no keys are set. Raises InvalidKey, KeyLimit.
+
+    No coroutine: what it has let through does not come back through it.
+    """
     ring = request.app[KEY_RING]
-    if ring.is_set and not _is_open(request):
-        holder = ring.holder_of(request.headers.get("Authorization", ""))
-        if not is_passed_on(request):  # else it was counted where it came in
-            if (shared := request.app.get(SHARED_USE)) is not None:
-                await shared.count_request(holder)
-            else:
-                holder.count_request()
-        request[KEY_HOLDER] = holder
-        request[API_KEY] = holder.key.id
-        if holder.key.tokens_per_day:
-            return await _metered(request, handler, holder)
-    return await handler(request)
+    if not ring.is_set or _is_open(request):
+        return handler(request)
+    holder = ring.holder_of(request.headers.get(hdrs.AUTHORIZATION, ""))
+    if not is_passed_on(request):  # else it was counted where it came in
+        if (shared := request.app.get(SHARED_USE)) is not None:
+            return _counted_by_all(request, handler, holder, shared)
+        holder.count_request()
+    return _let_through(request, handler, holder)
+
+
+async def _counted_by_all(
+    request: web.Request, handler: Handler, holder: KeyHolder, shared: "SharedUse"
+) -> web.StreamResponse:
+    await shared.count_request(holder)
+    return await _let_through(request, handler, holder)
+
+
+def _let_through(
+    request: web.Request, handler: Handler, holder: KeyHolder
+) -> Awaitable[web.StreamResponse]:
+    request[KEY_HOLDER] = holder
+    request[API_KEY] = holder.key.id
+    if holder.key.tokens_per_day:
+        return _metered(request, handler, holder)
+    return handler(request)
 
 
 async def _metered(request: web.Request, handler: Handler, holder: KeyHolder) -> web.StreamResponse:
@@ -86,9 +108,13 @@ def allow_operator(request: web.Request) -> None:
 
 def _is_open(request: web.Request) -> bool:
     path = request.path
+    if path in OPEN_PATHS:
+        return True
+    if path in METRICS_PATHS:
+        return request.app[SETTINGS].metrics_public
+    return request.method in _READING and (_is_open_file(request) or asks_for_page(request))
+
+
+def _is_open_file(request: web.Request) -> bool:
     resource = request.match_info.route.resource
-    if path in OPEN_PATHS or (resource and resource.canonical in request.app[OPEN_FILES]):
-        return True
-    if asks_for_page(request):
-        return True
-    return path in METRICS_PATHS and request.app[SETTINGS].metrics_public
+    return resource is not None and resource.canonical in request.app[OPEN_FILES]

@@ -6,7 +6,7 @@ byte is a status; after it, an error event and `[DONE]`, never a clean stop.
 
 from collections.abc import Iterable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from server.agent_reply import collect_run, stream_run
 from server.agent_request import chat_request_of, run_spec_of
@@ -42,13 +42,16 @@ from streaming.failures import InvalidRequest, ModelNotFound, UnsupportedMedia
 from streaming.run_spec import RunSpec
 
 CHAT_PATH = "/chat/completions"
+JSON = "application/json"
+TAKEN_TYPES = frozenset({JSON, "application/octet-stream", "text/plain"})
 # The id asked for stands in every chunk, and no event may near 64 KiB.
 MAX_MODEL_CHARACTERS = 256
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """The handler. Raises leaves of SmolgateError, which the middleware answers."""
-    if request.content_type not in {"application/json", "application/octet-stream", "text/plain"}:
+    # Asked for the type alone, aiohttp parses it.
+    if request.headers.get(hdrs.CONTENT_TYPE) != JSON and request.content_type not in TAKEN_TYPES:
         raise UnsupportedMedia("The request body must be application/json.")
     body = await whole_body(request)
     asked = route_of(body)

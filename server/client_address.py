@@ -32,8 +32,7 @@ def is_trusted_peer(request: web.Request) -> bool:
 
 
 def _peer(request: web.Request) -> str:
-    # Without a transport the connection is gone already.
-    peer = request.transport.get_extra_info("peername") if request.transport else None
+    peer = request._transport_peername  # found out once a connection
     return str(peer[0]) if isinstance(peer, tuple) else "unix"
 
 
@@ -45,9 +44,12 @@ def behind(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> s
         if not _is_trusted(address, trusted):
             break
         try:
-            address = str(ip_address(hop))
+            parsed = str(ip_address(hop))
         except ValueError:
             break
+        if not (parsed.isascii() and parsed.isprintable()):  # its zone may be anything
+            break
+        address = parsed
     return address
 
 

@@ -6,7 +6,6 @@ error event. `x-should-retry: false` is set once work has begun, since the SDKs 
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -27,8 +26,6 @@ from streaming.failures import (
 from streaming.json_codec import encode_json
 
 log = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # What the log calls an error that has no code.
 UNNAMED = "invalid_request"
@@ -81,30 +78,31 @@ def of_http_error(error: web.HTTPException) -> web.Response:
     return response
 
 
-@web.middleware
-async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever goes wrong before the first byte leaves as OpenAI's error JSON."""
-    try:
-        return await handler(request)
-    except SmolgateError as error:
-        request[OUTCOME] = error.code or UNNAMED
-        # An upstream that broke off may have done the work.
-        return error_response(error, work_begun=isinstance(error, UpstreamFailed))
-    except web.RequestPayloadError:
-        request[OUTCOME] = UNNAMED
-        response = error_response(InvalidRequest("The request body cannot be decoded."))
-        response.force_close()  # what follows in the connection cannot be read either
-        return response
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        kind, _ = OF_HTTP_STATUS.get(error.status, (InvalidRequest, ""))
-        request[OUTCOME] = kind.code or UNNAMED
-        return of_http_error(error)
-    except ConnectionError:
-        raise  # the client left; there is nobody to answer
-    except Exception as error:  # noqa: BLE001 - logged there
-        return error_response(unexpected(request, error), work_begun=True)
+def answer_to(request: web.Request, error: Exception) -> web.Response:
+    """Whatever goes wrong before the first byte leaves as OpenAI's error JSON.
+
+    Raises what is no error, and ConnectionError: the client left, and there is nobody to answer.
+    """
+    match error:
+        case SmolgateError():
+            request[OUTCOME] = error.code or UNNAMED
+            # An upstream that broke off may have done the work.
+            return error_response(error, work_begun=isinstance(error, UpstreamFailed))
+        case web.RequestPayloadError():
+            request[OUTCOME] = UNNAMED
+            response = error_response(InvalidRequest("The request body cannot be decoded."))
+            response.force_close()  # what follows in the connection cannot be read either
+            return response
+        case web.HTTPException():
+            if error.status < 400:
+                raise error
+            kind, _ = OF_HTTP_STATUS.get(error.status, (InvalidRequest, ""))
+            request[OUTCOME] = kind.code or UNNAMED
+            return of_http_error(error)
+        case ConnectionError():
+            raise error
+        case _:
+            return error_response(unexpected(request, error), work_begun=True)
 
 
 def unexpected(request: web.BaseRequest, error: Exception) -> SmolgateError:

@@ -7,7 +7,7 @@ does a request with `Expect`. Saves a relayed request 8 µs.
 from collections.abc import Awaitable, Callable, Container
 from functools import partial
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ServerHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -16,20 +16,19 @@ ServerHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 def hot_route(app: web.Application, handle: Handler, paths: Container[str]) -> ServerHandler:
     """`handle`, but for POSTs to these paths of a frozen application."""
     known = {
-        route.resource.canonical: _match_of(app, route)
+        route.resource.canonical: (_match_of(app, route), _chained(app, route.handler))
         for route in app.router.routes()
         if route.method == "POST" and route.resource and route.resource.canonical in paths
     }
-    chains = {path: _chained(app, match.handler) for path, match in known.items()}
 
     def answer(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         assert isinstance(request, web.Request)  # as the application makes them
-        match = known.get(request.raw_path)
-        if match is None or request.method != "POST" or "Expect" in request.headers:
+        found = known.get(request.raw_path)
+        if found is None or request.method != "POST" or hdrs.EXPECT in request.headers:
             return handle(request)
         # One for all requests: of a path without parts that vary it holds nothing of a request.
-        request._match_info = match
-        return chains[request.raw_path](request)
+        request._match_info, chain = found
+        return chain(request)
 
     return answer
 

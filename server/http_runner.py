@@ -7,6 +7,9 @@ with a request id like every other error, and one log line rather than a traceba
 
 import asyncio
 import logging
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -40,11 +43,22 @@ class HttpRunner(web.AppRunner):
         made = await super()._make_server()
         return _Server(
             hot_route(self.app, made.request_handler, CHAT_PATHS),
-            request_factory=made.request_factory,
+            request_factory=partial(self.app._make_request, _cls=_request_class(self.app)),
             handler_cancellation=made.handler_cancellation,
             loop=asyncio.get_running_loop(),
             **made._kwargs,
         )
+
+
+class _Request(web.Request):
+    def get(self, key: Any, default: Any = None) -> Any:
+        """What a mapping answers, which aiohttp's asks for by raising and catching KeyError."""
+        return self._state.get(key, default)
+
+
+def _request_class(app: web.Application) -> type[web.Request]:
+    """Requests of an application that has no others within: aiohttp looks for it anew each of a dozen times."""
+    return type("Request", (_Request,), {"app": app})
 
 
 class _Server(web.Server):
@@ -81,13 +95,18 @@ class _Connection(web.RequestHandler):
         response.force_close()
         return response
 
-    async def finish_response(
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Nothing where nothing was paused: aiohttp's parser would look for what is left all the same."""
+        if self._reading_paused or getattr(self, "_buffer_paused", True):  # not in aiohttp 3.14.0
+            super().resume_reading(resume_parser)
+
+    def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """aiohttp's own errors from outside the middlewares, as JSON."""
         if resp.status >= 400 and isinstance(resp, web.HTTPException):
             request_id = new_request_id()
             log.info("refused with %d outside the application: %s", resp.status, request_id)
             resp = of_http_error(resp)
             resp.headers["x-request-id"] = request_id
-        return await super().finish_response(request, resp, start_time)
+        return super().finish_response(request, resp, start_time)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
+from multidict import istr
 
 from server.idempotency import Wish
 from server.keys import API_KEY, FRONT_ENDS, NEIGHBOURS, OUTCOME, REQUEST_ID
@@ -25,6 +26,7 @@ RETRY_SECONDS = 5.0
 _KEPT_BACK = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding"})
 _OURS = frozenset({"accept-encoding", "content-encoding", "x-request-id", JOIN_HEADER.lower()})
 _NOT_HERE = 404
+_JOIN_HEADER = istr(JOIN_HEADER)  # ready to be looked up
 
 
 @dataclass
@@ -101,7 +103,7 @@ async def find_caller_elsewhere(
 
 def is_passed_on(request: web.Request) -> bool:
     """Another process passes it on, which has counted it."""
-    if JOIN_HEADER not in request.headers:
+    if _JOIN_HEADER not in request.headers:
         return False
     neighbours = request.app.get(NEIGHBOURS)
     return neighbours is not None and neighbours.passes_on(request)

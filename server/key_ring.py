@@ -21,6 +21,8 @@ _SCHEME = "bearer "
 
 # A key's id, requests, tokens.
 Tell = Callable[[str, int, int], None]
+# More models than this are not remembered of a key: callers name them.
+MAX_ALLOWED = 256
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,27 @@ class KeyHolder:
     """A key and what was used of it. Of the event loop alone."""
 
     def __init__(self, key: ApiKey, tell: Tell = lambda *_: None) -> None:
-        self.key = key
         self._tell = tell
         self._paid_until = 0.0  # of the monotonic clock: each request moves it on by its share
         self._day = 0
         self._tokens = 0
+        self.take(key)
+
+    def take(self, key: ApiKey) -> None:
+        """The key as it is set now; what was used stays."""
+        self.key = key
+        self._share = MINUTE_SECONDS / (key.requests_per_minute or math.inf)
+        self._allowed: set[str] = set()  # the models that were asked for and may be used
 
     def count_request(self) -> None:
         """One more request. Raises KeyLimit past `requests_per_minute`, bursts of as many allowed."""
-        if not self.key.requests_per_minute:
+        if not self._share:
             return
         now = time.monotonic()
-        paid_until = max(now, self._paid_until) + MINUTE_SECONDS / self.key.requests_per_minute
-        self.check_pace(paid_until - now)
-        self.note(1, 0)
+        paid_until = self._share + (self._paid_until if self._paid_until > now else now)
+        if paid_until - now > MINUTE_SECONDS:
+            self.check_pace(paid_until - now)
+        self._paid_until = paid_until
         self._tell(self.key.id, 1, 0)
 
     def check_pace(self, ahead_seconds: float) -> None:
@@ -79,9 +88,8 @@ class KeyHolder:
 
     def note(self, requests: int, tokens: int) -> None:
         """So much was used, here or elsewhere."""
-        if requests and self.key.requests_per_minute:
-            share = MINUTE_SECONDS / self.key.requests_per_minute
-            self._paid_until = max(time.monotonic(), self._paid_until) + requests * share
+        if requests:
+            self._paid_until = max(time.monotonic(), self._paid_until) + requests * self._share
         self._begin_day()
         self._tokens += tokens
 
@@ -102,11 +110,13 @@ class KeyHolder:
 
     def may_use(self, model: str) -> bool:
         """`model` is an agent's or an upstream model's id, or that with `-nothink`."""
-        allowed = self.key.models
-        if not allowed:
+        if not self.key.models or model in self._allowed:
             return True
         names = (model, model.removesuffix(NOTHINK))
-        return any(matches(pattern, name) for pattern in allowed for name in names)
+        allowed = any(matches(pattern, name) for pattern in self.key.models for name in names)
+        if allowed and len(self._allowed) < MAX_ALLOWED:
+            self._allowed.add(model)
+        return allowed
 
     def check_model(self, model: str) -> None:
         """Raises ModelNotFound, as OpenAI does: who may not use a model is not told whether it exists."""
@@ -144,7 +154,7 @@ class KeyRing:
         holders = {key.digest: KeyHolder(key, self._tell_of) for key in self._load()}
         for digest, old in self._holders.items():
             if digest in holders:
-                old.key = holders[digest].key
+                old.take(holders[digest].key)
                 holders[digest] = old
         self._holders = holders
         return len(holders)

@@ -42,15 +42,22 @@ class LineFormatter(logging.Formatter):
         if record.exc_info or record.exc_text or record.stack_info:
             return super().format(record)
         # As logging would, without its ways to be asked for something else: a third of the time.
-        return f"{self.formatTime(record)} {record.levelname} {self.safe(record.getMessage())}"
+        message = record.getMessage()
+        # A request's line is printable as it was made.
+        safe = self.hide(message) if record.name == ACCESS_LOGGER else self.safe(message)
+        return f"{self.formatTime(record)} {record.levelname} {safe}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """As logging does; the text of a second is made once."""
+        """As logging does."""
+        return f"{self.second_of(record)},{str(1000 + int(record.msecs))[1:]}"
+
+    def second_of(self, record: logging.LogRecord) -> str:
+        """The text of a second is made once."""
         second = int(record.created)
         if second != self._second:
             self._second = second
-            self._second_text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        return f"{self._second_text},{int(record.msecs):03d}"
+            self._second_text = time.strftime(self.default_time_format, self.converter(second))
+        return self._second_text
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = self.safe(record.message)
@@ -63,13 +70,16 @@ class LineFormatter(logging.Formatter):
 
     def safe(self, text: str) -> str:
         """One line, without secrets."""
-        text = self.without_secrets(text)
-        if "earer" in text.lower():
-            text = _BEARER.sub(rf"\1{HIDDEN}", text)
+        text = self.hide(text)
         if text.isprintable():
             return text
         # Half a character cannot be written.
         return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
+
+    def hide(self, text: str) -> str:
+        """Without secrets, and what looks like one."""
+        text = self.without_secrets(text)
+        return _BEARER.sub(rf"\1{HIDDEN}", text) if "earer" in text.lower() else text
 
     def without_secrets(self, text: str) -> str:
         """Without those that are known."""
@@ -81,10 +91,14 @@ class LineFormatter(logging.Formatter):
 class JsonFormatter(LineFormatter):
     """JSON objects, one a line: time, level, logger, and a message or the access line's members."""
 
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    converter = staticmethod(time.gmtime)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return f"{self.second_of(record)}.{str(1000 + int(record.msecs))[1:]}Z"
+
     def format(self, record: logging.LogRecord) -> str:
-        milliseconds = int(record.msecs)
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        head = f'"time":"{at}.{milliseconds:03d}Z","level":"{record.levelname}","logger":"{record.name}"'
+        head = f'"time":"{self.formatTime(record)}","level":"{record.levelname}","logger":"{record.name}"'
         if record.name == ACCESS_LOGGER:
             return f"{{{head},{self.without_secrets(record.getMessage())}}}"
         told = {"message": self.safe(record.getMessage())}

@@ -26,6 +26,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self._loop: asyncio.AbstractEventLoop | None = None  # which may end first
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Needs no lock: what is appended while another thread writes stays for the next time."""
         self._held.append(record)
         if record.levelno < logging.WARNING and len(self._held) < MAX_HELD and self._is_due():
             return
@@ -47,7 +48,9 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self.acquire()
         try:
             self._due_in = None
-            held, self._held = self._held, []
+            # After `_due_in`: what comes from here on has itself a flush to come.
+            held = self._held[:]
+            del self._held[: len(held)]
             lines = [self._line(record) for record in held]
             # A disk that is full, or a pipe that nobody reads, must not fail whoever logs, nor the event loop.
             with contextlib.suppress(OSError, ValueError):

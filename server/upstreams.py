@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from server.settings import Settings
@@ -42,7 +42,7 @@ class UpstreamRoute:
     tag_names: tuple[str, ...]
     responses: Mapping[str, ResponsesRoute]  # likewise
 
-    @property
+    @cached_property
     def is_verbatim(self) -> bool:
         """Every upstream of the group takes the body as the client sent it."""
         return not self.nothink and all(member.model == self.model for member in self.group.members)

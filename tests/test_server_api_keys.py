@@ -273,6 +273,21 @@ def test_a_reload_takes_new_keys_and_keeps_the_counters(tmp_path: Path) -> None:
         ring.holder_of("Bearer k1")
 
 
+def test_limits_that_are_read_again_hold_for_models_and_requests_of_before(tmp_path: Path) -> None:
+    path = keys_file(tmp_path, {"key": "k", "models": ["a*"]})
+    ring = KeyRing(lambda: load_keys((), path))
+    holder = ring.holder_of("Bearer k")
+    for _ in range(10):
+        holder.count_request()
+        assert (holder.may_use("ab"), holder.may_use("b")) == (True, False)
+    keys_file(tmp_path, {"key": "k", "models": ["b"], "requests_per_minute": 1})
+    ring.reload()
+    assert (holder.may_use("ab"), holder.may_use("b")) == (False, True)
+    holder.count_request()
+    with pytest.raises(KeyLimit):
+        holder.count_request()
+
+
 def test_a_plain_file_has_a_key_or_hash_a_line(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# the team\nplain#key\n\n{hash_of('k2')}\n")

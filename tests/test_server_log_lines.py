@@ -4,8 +4,12 @@ import asyncio
 import io
 import json
 import logging
+import os
+import re
 import socket
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,9 +18,12 @@ from conftest import FakeUpstream, Gateway, MakeGateway, raw_reply, scripted, un
 from server_process import server_process, status_of
 
 from server.access_line import RequestEnd, access_json, access_text, plain
+from server.access_log import log_end
 from server.keys import SUPERVISOR
 from server.log_formats import JsonFormatter, LineFormatter
+from server.log_handler import LineHandler
 from server.outcomes import OUTCOMES, outcome_of
+from server.request_log import new_request_id
 
 PROMPT = "a-prompt-that-nobody-else-must-see"
 ASK = {"messages": [{"role": "user", "content": PROMPT}]}
@@ -242,6 +249,81 @@ def test_a_path_is_printable_ascii_in_both_formats() -> None:
     end = RequestEnd("::1", "GET", path, 200, 0.5, "ok", "req-1")
     assert access_text(end) == '::1 GET /a"\\u2028\\udcff\\u007f 200 0.500s ok req-1'
     assert json.loads("{" + access_json(end) + "}")["path"] == path
+
+
+@contextmanager
+def only_handler(formatter: logging.Formatter) -> Iterator[LineHandler]:
+    """Logging as a server has it: everything goes to one handler, and not to pytest's."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    handler = LineHandler(io.StringIO())
+    handler.setFormatter(formatter)
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    try:
+        yield handler
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+
+
+def written_by(handler: LineHandler) -> list[str]:
+    handler.flush()
+    stream = handler.stream
+    assert isinstance(stream, io.StringIO)
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(("make", "log_format"), [(LineFormatter, "text"), (JsonFormatter, "json")])
+def test_a_request_s_line_is_the_same_on_its_short_way(
+    make: type[LineFormatter], log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_795_360_674.25
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9))
+    access = logging.getLogger("server.access")
+    end = RequestEnd("::1", "GET", "/hf_upstream-token", 200, 0.5, "ok", "Bearer", "run-1", "key")
+    with only_handler(make(["hf_upstream-token"])) as handler:
+        with monkeypatch.context() as patch:
+            patch.setattr(access, "info", None)
+            log_end(end, log_format)
+        logging.getLogger("server").info("between")
+        monkeypatch.setattr(access, "filters", [lambda _: True])
+        log_end(end, log_format)
+        short, between, usual = written_by(handler)
+    assert short == usual
+    assert "between" in between
+    assert "hf_upstream" not in short
+
+
+def test_who_listens_later_hears_of_requests_too() -> None:
+    end = RequestEnd("::1", "GET", "/", 200, 0.5, "ok", "req-1")
+    listener = Lines(JsonFormatter())
+    with only_handler(LineFormatter()) as handler:
+        log_end(end, "text")
+        logging.getLogger("server").addHandler(listener.handler)
+        log_end(end, "json")
+        logging.getLogger("server").removeHandler(listener.handler)
+        log_end(end, "text")
+        assert len(written_by(handler)) == 3
+        handler.setLevel(logging.WARNING)
+        log_end(end, "text")
+        assert len(written_by(handler)) == 3
+    assert len(listener.requests()) == 1
+
+
+def test_request_ids_are_of_one_shape_and_differ_after_a_fork() -> None:
+    assert re.fullmatch(r"req-[0-9a-f]{24}", new_request_id())
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, " ".join(new_request_id() for _ in range(50)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reading, 4096).decode().split()
+    os.close(reading)
+    os.close(writing)
+    assert len({*theirs, *(new_request_id() for _ in range(50))}) == 100
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
