@@ -42,21 +42,22 @@ class ThreadWork:
         except RunCancelled:
             pass  # thrown in by kill() when the run was over but for this line
         finally:
-            with self._lock:
-                self._raise_in_thread(None)  # one that is still on its way must not hit the pool
-                self._thread_id = None
+            # One that is still on its way is felt in here, and must not hit the pool. It cannot be taken back: CPython
+            # 3.11 would look for it at every call in every thread, and a tracer or profiler never get on.
+            while self._thread_id is not None:
+                try:
+                    with self._lock:
+                        self._thread_id = None
+                except RunCancelled:
+                    pass
 
     def kill(self) -> None:
         """Raise RunCancelled in the thread. It is felt at the next Python instruction, not in C."""
         with self._lock:
-            self._raise_in_thread(RunCancelled)
-
-    def _raise_in_thread(self, exception: type[BaseException] | None) -> None:
-        if self._thread_id is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread_id),
-                ctypes.py_object(exception) if exception is not None else None,
-            )
+            if self._thread_id is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._thread_id), ctypes.py_object(RunCancelled)
+                )
 
 
 class ThreadRunner:
