@@ -87,6 +87,7 @@ class DirectStream(BareResponse):
                 await self._drain()
             if self._ended:
                 if last is not None:
+                    self._close_stage()
                     self._ended = False
                     self.end_with(await last())
                 return
