@@ -78,7 +78,7 @@ class DirectStream(BareResponse):
         on_data: OnData = self._on_data
         if self._transport is not None:
             on_data = stage.tap(self._transport, self._pause, on_data)
-        data = taken.start(on_data, self._fail)
+        data = taken.start(on_data, self._lose)
         begin = (self._unsent_head(), self._frames_of(data) if data else b"")
         if any(begin):
             self._write(*filter(None, begin))
@@ -87,6 +87,7 @@ class DirectStream(BareResponse):
                 await self._drain()
             if self._ended:
                 if last is not None:
+                    self._close_stage()
                     self._ended = False
                     self.end_with(await last())
                 return
@@ -154,7 +155,8 @@ class DirectStream(BareResponse):
     def _finished(self, stage: DirectEvents, frames: bytes) -> bytes:
         """With what is left at the end."""
         assert self._taken is not None
-        self._taken.finish()
+        if stage.ended_cleanly:
+            self._taken.finish()
         rest = b""
         try:
             rest = stage.flush() + self._last_frame
@@ -209,6 +211,16 @@ class DirectStream(BareResponse):
         if self._stage is not None:
             self._stage.close()
             self._stage = None
+
+    def _lose(self, error: Exception) -> None:
+        """Nothing more comes, which is no fault where the stream had said that it is whole."""
+        stage = self._stage
+        if stage is None or self._ended or not stage.is_said:
+            self._fail(error)
+            return
+        self._ended = True
+        if frames := self._finished(stage, b""):
+            self._write(frames)
 
     def _fail(self, error: Exception) -> None:
         if self._error is None and not self._ended:

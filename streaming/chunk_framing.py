@@ -26,14 +26,19 @@ _EXTENSION_OR_HEX = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 class FramingError(ValueError):
     """The bytes are not chunked coding, or an event is longer than the limit."""
 
+    before = b""  # the payload of the frames before these bytes
+
 
 class ChunkedFrames:
-    """Feed it a body's bytes. `ended` once the last frame has come; no byte may follow it."""
+    """Feed it a body's bytes. `ended` once the last frame has come; no byte may follow it.
+
+    What came with it, but behind it, is no part of the body: then the connection `is_overrun`.
+    """
 
     def __init__(self, *, max_held_bytes: int) -> None:
         self._max_held = max_held_bytes
         self._held = bytearray()  # an unfinished frame
-        self.ended = False
+        self.ended = self.is_overrun = False
 
     @property
     def is_clear(self) -> bool:
@@ -59,6 +64,14 @@ class ChunkedFrames:
     def feed(self, data: bytes) -> bytes:
         """The payload of the frames that are whole. Raises FramingError."""
         payload: list[bytes] = []
+        try:
+            self._feed(data, payload)
+        except FramingError as error:
+            error.before = b"".join(payload)
+            raise
+        return b"".join(payload)
+
+    def _feed(self, data: bytes, payload: list[bytes]) -> None:
         whole: bytes | bytearray = data
         if self._held:
             self._held += data
@@ -72,7 +85,6 @@ class ChunkedFrames:
             self._held += data[walked:]
         if len(self._held) > self._max_held:
             raise FramingError(f"a chunk of more than {self._max_held} bytes")
-        return b"".join(payload)
 
     def _walk(self, data: bytes | bytearray, payload: list[bytes] | None) -> tuple[int, int, bool]:
         """Where the last whole event ends, where the last whole frame does, and whether it was the last.
@@ -111,13 +123,10 @@ class ChunkedFrames:
         return boundary, position, ended
 
     def _has_end(self, data: bytes | bytearray, line_end: int) -> bool:
-        """Whether the last frame, its trailers included, is whole; raises where bytes follow it."""
+        """Whether the last frame, its trailers included, is whole."""
         end = data.find(b"\r\n\r\n", line_end)
-        if end == -1:
-            return False
-        if end + 4 != len(data):
-            raise FramingError("bytes after the last chunk")
-        return True
+        self.is_overrun = end != -1 and end + 4 != len(data)
+        return end != -1
 
 
 def run_end(data: bytes, start: int, end: int) -> int:
@@ -191,12 +200,15 @@ def payload_of(frames: bytes) -> bytes:
 
 def whole_frame(data: bytes, start: int) -> tuple[bytes, int] | None:
     """The payload of the frame at `start` and where it ends; None where it is not whole, or its end is
-    not an event's. Raises FramingError.
+    not an event's, or it is none.
     """
     line_end = data.find(b"\r\n", start, start + MAX_SIZE_LINE)
     if line_end == -1:
         return None
-    end = line_end + 2 + _size_of(data[start:line_end])
+    try:
+        end = line_end + 2 + _size_of(data[start:line_end])
+    except FramingError:
+        return None  # `ChunkedFrames` says so, with what came before
     if data[end - 2 : end + 2] != b"\n\n\r\n" or end < line_end + 4:
         return None
     return data[line_end + 2 : end], end + 2

@@ -38,7 +38,8 @@ MAX_COLLECTED_BYTES = 1 << 20
 # A connection kept from before that ends this soon after a request, without a byte, had been closed by the
 # upstream before the request came: llama.cpp does so after each stream, others after some seconds of rest.
 STALE_SECONDS = 1.0
-# So often such a request is sent once more; each time on a connection that rested for less time.
+# So often such a request is sent once more; each time on a connection that rested for less time, the last time
+# on a new one: after a restart nothing that rests may be of use.
 MAX_STALE = 3
 
 # What ends a head; aiohttp also takes lines that end in a line feed alone.
@@ -119,7 +120,7 @@ class DirectReply(UpstreamReply):
             repeats -= 1
             self._leave()
             self._error, self._is_stale = None, False
-            handler = self._address.rested()
+            handler = self._address.rested() if repeats else None
             self.send(handler if handler is not None else await self._address.connect())
         self._request = b""
 

@@ -92,14 +92,15 @@ class DirectEvents:
     """A chunked body as it comes from a socket → frames for a connection that is chunked itself.
 
     Verbatim, frames that end with an event go on as they are. `flush` it once `ended`. The last frame is
-    kept back, unless all that was read with it goes on as it is: then it `has_last`.
+    kept back, unless all that was read with it goes on as it is: then it `has_last`. What is no frame ends it, too.
     """
 
     def __init__(self, stage: EventStage) -> None:
         self.stage = stage
-        self.ended = False  # the last frame has come
+        self.ended = False  # nothing more can be read
         self.has_last = False
         self.has_passed = False  # the tap wrote something
+        self._fault: UpstreamFailed | None = None
         self._frames = ChunkedFrames(max_held_bytes=MAX_EVENT_BYTES)
         self._framed: VerbatimEvents | ScrubbedEvents | None = None
         self._passes: Callable[[bytes], bool] | None = None  # not to be asked verbatim
@@ -155,11 +156,8 @@ class DirectEvents:
                 self._aligned.end.see_frames(data)
                 self._aligned = None if self.ended else self._aligned
                 return data
-        try:
-            out = self._feed(data, run_end)
-        except FramingError as error:
-            raise UpstreamFailed(f"The upstream sent what cannot be read: {error}.") from None
-        self.ended = self._frames.ended
+        out = self._feed(data, run_end)
+        self.ended = self._frames.ended or self._fault is not None
         is_aligned = self._frames.is_clear and not self.stage.holds
         self._aligned = self._framed if is_aligned else None
         return out
@@ -168,8 +166,18 @@ class DirectEvents:
         """The tap writes nothing any more."""
         self._aligned = self._framed = None
 
+    @property
+    def ended_cleanly(self) -> bool:
+        """Nothing came behind the last frame: the connection is fit for another reply."""
+        return self._frames.ended and not self._frames.is_overrun
+
+    @property
+    def is_said(self) -> bool:
+        """What has come says that it is the whole stream; the last frame may be missing."""
+        return self._framed is not None and not self.stage.holds and self._framed.end.is_said
+
     def _feed(self, data: bytes, run_end: int) -> bytes:
-        """`run_end`: so far it passes in whole events. Raises FramingError, UpstreamFailed."""
+        """`run_end`: so far it passes in whole events. Raises UpstreamFailed."""
         stage, walker, aligned = self.stage, self._frames, self._aligned
         out = b""
         if isinstance(aligned, ScrubbedEvents):
@@ -182,13 +190,22 @@ class DirectEvents:
                 return out
             data = data[run_end:]
         elif aligned is not None:
-            frames = walker.feed_aligned(data)
+            try:
+                frames = walker.feed_aligned(data)
+            except FramingError:
+                frames = None  # with what came before it, below
             if frames is not None:
                 aligned.end.see_frames(frames)
                 return frames
-        payload = walker.feed(data)
+        try:
+            payload = walker.feed(data)
+        except FramingError as error:
+            self._fault = UpstreamFailed(f"The upstream sent what cannot be read: {error}.")
+            payload = error.before
         return out + frame_of(stage.feed(payload)) if payload else out
 
     def flush(self) -> bytes:
-        """What is left at the end. Raises UpstreamFailed where the stream is not complete."""
+        """What is left at the end. Raises UpstreamFailed where it cannot be read, or is not complete."""
+        if self._fault is not None:
+            raise self._fault
         return frame_of(self.stage.flush())

@@ -46,7 +46,8 @@ class StreamEnd:
         self._finishes = finishes
         self._finished: set[Any] = set()  # indexes of choices
         self._done = finishes <= 0
-        self._tail: deque[bytes] = deque()  # frames
+        self._last = b""  # frames that came together
+        self._tail: deque[bytes] = deque()  # likewise
         self._tail_bytes = 0
         self.small: list[
             bytes
@@ -61,6 +62,9 @@ class StreamEnd:
         """Look at whole events in their chunked frames; what follows them may be the last frame."""
         if self.small:
             self.see_small()
+        if not frames:
+            return
+        self._last = frames
         if self._done:
             return
         if self._finishes > 1:
@@ -81,13 +85,18 @@ class StreamEnd:
 
     def check(self) -> None:
         """Raises UpstreamFailed where something is missing."""
-        self.see_small()
-        if not self._done and self._tail and self._tail[-1].endswith(_ENDS):
+        if self.is_said:
             return
         if not self._done:
             self._count(b"".join(map(payload_of, self._tail)))
         if not self._done:
             raise UpstreamFailed("The upstream ended its reply before it was complete.")
+
+    @property
+    def is_said(self) -> bool:
+        """`[DONE]` came last: nothing is missing behind it."""
+        self.see_small()
+        return self._last.endswith(_ENDS)
 
     def _count(self, events: bytes) -> None:
         if self._pattern.search(events):

@@ -12,6 +12,7 @@ from aiohttp import web
 from conftest import FakeUpstream, Gateway, MakeGateway, chunk, events_of, text_of
 
 from server.keys import RELAYS
+from streaming.chunk_framing import frame_of
 
 MESSAGES = [{"role": "user", "content": "go"}]
 ASK = {"model": "up/model", "messages": MESSAGES}
@@ -42,6 +43,8 @@ async def raw_upstream(answer: OnConnection) -> AsyncIterator[str]:
             writer.close()
             await writer.wait_closed()
         except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
             writer.close()
 
     def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -369,3 +372,100 @@ async def test_a_stream_where_json_was_asked_for_is_a_stream(
     status, headers, raw = await read_raw(gateway, ask)
     assert (status, headers["Content-Type"]) == (200, "text/event-stream")
     assert text_of(events_of(raw), "content") == ("hello" if ask is NOTHINK else text)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def framed(*events: bytes) -> bytes:
+    return b"".join(map(frame_of, events))
+
+
+@BOTH
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_follows_a_streams_end_closes_its_connection_and_is_nobodys(
+    make_gateway: MakeGateway, ask: dict[str, Any], at_once: bool
+) -> None:
+    asked: list[object] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer)
+        end = b"0\r\n\r\n" + HEAD + framed(sse(chunk(content="another's")))
+        if at_once:
+            writer.write(HEAD + framed(sse(chunk(content="hello")), sse(FINISH), DONE) + end)
+        else:
+            writer.write(HEAD + framed(sse(chunk(content="hello"))))
+            await asyncio.sleep(0.02)
+            writer.write(framed(sse(FINISH), DONE) + end)
+        await reader.read()  # its own request's body, and then the end
+
+    async with raw_upstream(answer) as base:
+        gateway = await make_gateway(upstream_base=base)
+        for _ in range(2):
+            status, _, raw = await read_raw(gateway, ask | {"stream": True})
+            assert (status, raw.replace(b" ", b"")) == (200, WHOLE.replace(b" ", b""))
+        assert len(asked) == 2
+
+
+@BOTH
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("fault", ["closed", "reset", "half a frame", "silent"])
+async def test_a_stream_that_breaks_behind_its_done_was_complete(
+    make_gateway: MakeGateway, ask: dict[str, Any], n: int, fault: str
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + framed(sse(chunk(content="hello"))))
+        await asyncio.sleep(0.02)
+        writer.write(framed(sse(FINISH)) + framed(DONE))
+        if fault == "half a frame":
+            writer.write(b"0\r\n")
+        await asyncio.sleep(0.02)
+        if fault == "reset":
+            writer.transport.abort()
+        if fault == "silent":
+            await reader.read()
+
+    async with raw_upstream(answer) as base:
+        gateway = await make_gateway(upstream_base=base, relay_idle_seconds=0.1)
+        status, _, raw = await read_raw(gateway, ask | {"stream": True, "n": n})
+        assert (status, raw.replace(b" ", b"")) == (200, WHOLE.replace(b" ", b""))
+
+
+@BOTH
+async def test_a_stream_that_breaks_before_its_done_was_not(
+    make_gateway: MakeGateway, ask: dict[str, Any]
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + framed(sse(chunk(content="hello")), sse(FINISH)))
+        await asyncio.sleep(0.02)
+
+    async with raw_upstream(answer) as base:
+        gateway = await make_gateway(upstream_base=base)
+        _, _, raw = await read_raw(gateway, ask | {"stream": True})
+        assert "error" in events_of(raw)[-2]
+
+
+@BOTH
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("bad", [b"x\r\n", b"3\r\nabcd\r\n", b"f" * 300])
+async def test_events_before_what_cannot_be_read_come_before_the_error(
+    make_gateway: MakeGateway, ask: dict[str, Any], at_once: bool, bad: bytes
+) -> None:
+    many = [sse(chunk(content=text)) for text in ("a", "b <", "c", "d")]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+        if not at_once:
+            writer.write(framed(*many[:2]))
+            await asyncio.sleep(0.02)
+        writer.write(framed(*many[0 if at_once else 2 :]) + bad)
+        await reader.read()
+
+    async with raw_upstream(answer) as base:
+        gateway = await make_gateway(upstream_base=base)
+        _, _, raw = await read_raw(gateway, ask | {"stream": True})
+        events = events_of(raw)
+        assert text_of(events, "content") == "ab <cd"
+        assert [("error" in event) for event in events].count(True) == 1
+        assert "error" in events[-2]

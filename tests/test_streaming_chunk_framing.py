@@ -92,7 +92,6 @@ def test_extensions_and_any_case_of_digits_are_read() -> None:
         b"\r\nabc",
         b"3\r\nabcd\r\n",
         b"3\r\nabc\n\n3\r\n",
-        b"0\r\n\r\nHTTP/1.1 200 OK",
         b"f" * 300,
         b"ffffffffffffffffff\r\n",
     ],
@@ -102,6 +101,25 @@ def test_what_is_no_chunked_coding_is_refused(raw: bytes) -> None:
         frames().feed(raw)
     with pytest.raises(FramingError):
         aligned_by(frames(), raw)
+
+
+def test_what_comes_behind_the_end_is_no_part_of_the_body() -> None:
+    raw = frame_of(b"data: x\n\n") + LAST
+    for behind in (b"", b"H", b"HTTP/1.1 200 OK\r\n\r\n", LAST):
+        walker = frames()
+        assert walker.feed(raw + behind) == b"data: x\n\n"
+        assert (walker.ended, walker.is_overrun) == (True, bool(behind))
+        walker = frames()
+        assert aligned_by(walker, raw + behind) in (raw, raw.removesuffix(LAST))
+        assert (walker.ended, walker.is_overrun) == (True, bool(behind))
+
+
+def test_what_came_before_what_is_no_frame_is_told() -> None:
+    walker = frames()
+    walker.feed(b"1\r\na\r\n2\r\n")
+    with pytest.raises(FramingError) as raised:
+        walker.feed(b"bc\r\nx\r\n")
+    assert raised.value.before == b"bc"
 
 
 def test_no_byte_may_follow_the_end_and_no_chunk_may_be_endless() -> None:

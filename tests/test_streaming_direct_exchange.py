@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import weakref
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +454,39 @@ async def test_nothing_else_is_sent_twice(replies: list[list[bytes | None]]) -> 
         with pytest.raises(UpstreamFailed):
             await body_of(post)
     assert len(upstream.requests) == len(replies)
+
+
+@pytest.mark.parametrize("at_once", [1, 32])
+async def test_the_last_repeat_is_on_a_new_connection_however_many_rest(at_once: int) -> None:
+    # As after a restart of which the connections at rest were not told.
+    served: set[int] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = generation[0]
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readexactly(len(request))
+            while first == generation[0]:
+                writer.write(sized(b"a"))
+                served.add(writer.get_extra_info("peername")[1])
+                await reader.readexactly(len(request))
+        writer.close()
+
+    generation = [0]
+    async with connections() as (upstream, post):
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        upstream.base = f"http://localhost:{server.sockets[0].getsockname()[1]}/v1"
+        host = upstream.base.removeprefix("http://").removesuffix("/v1")
+        request = f"POST /v1/x HTTP/1.1\r\nHost: {host}\r\nA: b\r\nContent-Length: 2\r\n\r\n{{}}"
+        replies = await asyncio.gather(*(post() for _ in range(32)))
+        for reply in replies:
+            assert await reply.body() == b"a"
+            reply.close()
+        assert len(served) == 32
+        generation[0] = 1
+        for _ in range(3):
+            every = await asyncio.gather(*(body_of(post) for _ in range(at_once)))
+            assert every == [(200, b"a")] * at_once
+        server.close()
 
 
 async def test_what_the_upstream_thought_about_is_not_sent_twice(

@@ -370,5 +370,6 @@ def test_a_clean_read_goes_on_as_the_very_object_with_its_last_frame() -> None:
     assert direct.ended
     assert direct.has_last
     assert direct.flush() == b""
+    direct.feed(b"x")
     with pytest.raises(UpstreamFailed):
-        direct.feed(b"x")
+        direct.flush()
