@@ -5,6 +5,7 @@ about itself: read from the right, the first that is not one of `TRUSTED_PROXIES
 else is not looked at, since everybody can write one.
 """
 
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 
@@ -15,6 +16,8 @@ from server.setting_values import Network
 
 # Longer chains than this are nobody's.
 _MOST_HOPS = 16
+# The zone of an address may be anything, blanks and all.
+_PRINTABLE = re.compile(r"[!-~]{1,64}")
 
 
 def client_address(request: web.Request) -> str:
@@ -47,7 +50,7 @@ def behind(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> s
             parsed = str(ip_address(hop))
         except ValueError:
             break
-        if not (parsed.isascii() and parsed.isprintable()):  # its zone may be anything
+        if _PRINTABLE.fullmatch(parsed) is None:
             break
         address = parsed
     return address

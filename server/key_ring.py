@@ -21,8 +21,9 @@ _SCHEME = "bearer "
 
 # A key's id, requests, tokens.
 Tell = Callable[[str, int, int], None]
-# More models than this are not remembered of a key: callers name them.
+# More models than this, and longer names, are not remembered of a key: callers name them.
 MAX_ALLOWED = 256
+MAX_ALLOWED_CHARACTERS = 256
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class KeyHolder:
             return True
         names = (model, model.removesuffix(NOTHINK))
         allowed = any(matches(pattern, name) for pattern in self.key.models for name in names)
-        if allowed and len(self._allowed) < MAX_ALLOWED:
+        is_short = len(model) <= MAX_ALLOWED_CHARACTERS
+        if allowed and is_short and len(self._allowed) < MAX_ALLOWED:
             self._allowed.add(model)
         return allowed
 

@@ -26,7 +26,7 @@ _CONTROL |= {
     code: f"\\u{code:04x}"
     for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
-_BEARER = re.compile(r"(bearer )[!-~]+", re.IGNORECASE)
+_BEARER = re.compile(r"(bearer[\s:=]+)[!-~]+", re.IGNORECASE)
 
 
 class LineFormatter(logging.Formatter):

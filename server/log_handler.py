@@ -61,8 +61,12 @@ class LineHandler(logging.StreamHandler[TextIO]):
             self.release()
 
     def _line(self, record: logging.LogRecord) -> str:
+        """Or one that says that it cannot be made: logging's own report shows all it has, secrets too."""
         try:
             return f"{self.format(record)}{self.terminator}"
-        except Exception:  # noqa: BLE001 - as logging does: what cannot be logged must not fail the server
-            self.handleError(record)
-            return ""
+        except Exception as error:  # noqa: BLE001 - as logging does: what cannot be logged must not fail the server
+            if record.name == __name__:
+                return ""
+            told = record.name, type(error).__name__, getattr(record, "msg", "")
+            text = "a line of %s cannot be made: %s: %s"
+            return self._line(logging.LogRecord(__name__, logging.ERROR, "", 0, text, told, None))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from aiohttp import web
 
 from server.auth import allow_operator, is_operator
-from server.keys import OUTCOME, REQUEST_ID, RUN_WATCH, SETTINGS
+from server.keys import API_KEY, OUTCOME, REQUEST_ID, RUN_WATCH, SETTINGS
 from server.sse_writer import SseWriter
 
 # A line of an event stays well under the 64 KiB at which line-based readers fail.
@@ -21,7 +21,7 @@ async def run_events(request: web.Request) -> web.StreamResponse:
     """The handler. Raises Forbidden, Busy, Draining, and ConnectionError when the client is gone."""
     allow_operator(request)
     settings = request.app[SETTINGS]
-    async with request.app[RUN_WATCH].watching() as watcher:
+    async with request.app[RUN_WATCH].watching(request.get(API_KEY)) as watcher:
         writer = SseWriter(
             heartbeat_seconds=settings.heartbeat_seconds,
             stall_seconds=settings.stall_seconds,

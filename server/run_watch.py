@@ -19,6 +19,7 @@ EVERY_SECONDS = 0.3
 IDLE_FOR_EACH_LOOK = 20.0
 LONGEST_IDLE_SECONDS = 2.0
 MAX_WATCHERS = 32
+MAX_WATCHERS_OF_A_KEY = 16
 # Runs that ended so long before a look are looked for again: one of another worker may have been told late.
 OVERLAP_SECONDS = 10.0
 RETRY_AFTER_SECONDS = 5.0
@@ -34,7 +35,7 @@ class RunWatch:
     def __init__(self, find: Find) -> None:
         self._find = find
         self._board = RunBoard()
-        self._watchers: set[asyncio.Event] = set()
+        self._watchers: dict[asyncio.Event, str | None] = {}  # with whose key
         self._looking: asyncio.Task[None] | None = None
         self.closed = False
 
@@ -43,18 +44,13 @@ class RunWatch:
         return len(self._watchers)
 
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator["Watcher"]:
-        """Raises Busy where too many do, Draining once it is closed."""
+    async def watching(self, key_id: str | None = None) -> AsyncIterator["Watcher"]:
+        """Raises Busy where too many do, or too many with this key, Draining once it is closed."""
         if self.closed:
             raise Draining("The server is stopping.", retry_after=RETRY_AFTER_SECONDS)
-        if len(self._watchers) >= MAX_WATCHERS:
-            raise Busy(
-                f"{MAX_WATCHERS} clients watch the runs already.",
-                code="too_many_watchers",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
+        self._check_places(key_id)
         news = asyncio.Event()
-        self._watchers.add(news)
+        self._watchers[news] = key_id
         if self._looking is None:
             self._board = RunBoard()
             self._looking = asyncio.get_running_loop().create_task(self._look())
@@ -63,7 +59,7 @@ class RunWatch:
         try:
             yield Watcher(self, news)
         finally:
-            self._watchers.discard(news)
+            del self._watchers[news]
             if not self._watchers and self._looking is not None:
                 self._looking.cancel()
                 self._looking = None
@@ -102,6 +98,16 @@ class RunWatch:
             self._wake()
             idle = min(IDLE_FOR_EACH_LOOK * (_now() - began), LONGEST_IDLE_SECONDS)
             await asyncio.sleep(max(EVERY_SECONDS, idle))
+
+    def _check_places(self, key_id: str | None) -> None:
+        keys = list(self._watchers.values())
+        if len(keys) >= MAX_WATCHERS:
+            taken = f"{MAX_WATCHERS} clients watch the runs already."
+        elif key_id is not None and keys.count(key_id) >= MAX_WATCHERS_OF_A_KEY:
+            taken = f"{MAX_WATCHERS_OF_A_KEY} clients watch the runs with this API key already."
+        else:
+            return
+        raise Busy(taken, code="too_many_watchers", retry_after=RETRY_AFTER_SECONDS)
 
     def _wake(self) -> None:
         for news in self._watchers:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,19 @@ def test_a_reload_takes_new_keys_and_keeps_the_counters(tmp_path: Path) -> None:
     ring.reload()
     with pytest.raises(InvalidKey):
         ring.holder_of("Bearer k1")
+
+
+def test_names_of_models_that_callers_make_up_take_no_memory(tmp_path: Path) -> None:
+    path = keys_file(tmp_path, {"key": "k", "models": ["a*"]})
+    holder = KeyRing(lambda: load_keys((), path)).holder_of("Bearer k")
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            assert holder.may_use(f"a{number}")
+            assert holder.may_use("a" * 10_000 + str(number))
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_limits_that_are_read_again_hold_for_models_and_requests_of_before(tmp_path: Path) -> None:

@@ -113,13 +113,22 @@ def test_what_an_event_loop_that_ended_has_left_is_written_with_the_next_line(
 
 
 async def test_a_line_that_cannot_be_made_takes_no_other_with_it(
-    log: logging.Logger, stream: CountedStream, monkeypatch: pytest.MonkeyPatch
+    log: logging.Logger,
+    stream: CountedStream,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # pytest's own handler would
+    log.handlers[0].setFormatter(LineFormatter(["known-secret"]))
     log.info("a")
-    log.info("%d", "no number")
+    log.info("known-secret\n%d", "another secret")
     log.warning("b")
-    assert stream.getvalue() == "a\nb\n"
+    first, instead, last = stream.getvalue().splitlines()
+    assert (first[-7:], last[-10:]) == (" INFO a", " WARNING b")
+    assert "ERROR" in instead
+    assert "test_server_log_handler" in instead
+    assert r"(hidden)\n%d" in instead
+    assert "secret" not in instead + capsys.readouterr().err
 
 
 async def test_a_stream_that_takes_nothing_fails_neither_who_logs_nor_the_event_loop(

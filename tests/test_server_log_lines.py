@@ -244,6 +244,17 @@ def test_secrets_are_hidden_wherever_they_come_up(make: type[LineFormatter]) -> 
     assert "abc" in line  # too short to tell from ordinary words
 
 
+@pytest.mark.parametrize(
+    "told",
+    ["Bearer sk-1", "bearer: sk-1", "BEARER   sk-1", "Bearer:sk-1", "Bearer\tsk-1", "bearer=sk-1"],
+)
+def test_what_looks_like_a_bearer_token_is_hidden(told: str) -> None:
+    line = LineFormatter().format(record("sent %s", f"{told} and more"))
+    assert "sk-1" not in line
+    assert line.endswith("(hidden) and more")
+    assert LineFormatter().format(record("a forbearer, here")).endswith("a forbearer, here")
+
+
 def test_a_path_is_printable_ascii_in_both_formats() -> None:
     path = plain('/a"\u2028\udcff\x7f')
     end = RequestEnd("::1", "GET", path, 200, 0.5, "ok", "req-1")

@@ -385,6 +385,23 @@ async def test_only_so_many_may_watch_at_once(
         pass
 
 
+async def test_one_key_does_not_take_all_places(
+    make_gateway: MakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_watch, "MAX_WATCHERS_OF_A_KEY", 1)
+    keys = (*KEYS, {"name": "deputy", "key": "deputy-key", "operator": True})
+    gateway = await make_gateway(api_keys_file=keys_file(tmp_path, *keys))
+    url = gateway.base + RUNS + "/events"
+    async with watching(gateway.session, url, key="chief-key"):
+        status, refused = await got(gateway.session, url, key="chief-key")
+        assert (status, refused["error"]["code"]) == (429, "too_many_watchers")
+        async with watching(gateway.session, url, key="deputy-key"):
+            pass
+    await until(lambda: not gateway.app[RUN_WATCH].watchers)
+    async with watching(gateway.session, url, key="chief-key"):
+        pass
+
+
 def entry(number: int, **fields: Any) -> dict[str, Any]:
     """A run that goes on, as a worker tells of it."""
     return {

@@ -1,4 +1,5 @@
 import math
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -74,6 +75,30 @@ def test_print_as_a_value_prints_too(pool: JailPool) -> None:
     interpreter("p = print\np(1)\nlist(map(print, [2, 3]))")
     interpreter.cleanup()
     assert "".join(prints) == "1\n2\n3\n"
+
+
+def test_signals_do_not_lengthen_a_step(pool: JailPool) -> None:
+    interpreter = make_interpreter(pool, step_seconds=0.5)
+    interpreter("import time")
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    ended = threading.Event()
+
+    def disturb() -> None:
+        while not ended.wait(0.02):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(JailKilled, match=r"exceeded 0\.5 s"):
+            interpreter("time.sleep(5)")
+    finally:
+        ended.set()
+        disturber.join()
+        signal.signal(signal.SIGUSR1, before)
+        interpreter.cleanup()
+    assert time.monotonic() - began < 3
 
 
 def test_a_print_that_blocks_in_the_server_blocks_the_code(pool: JailPool) -> None:

@@ -7,7 +7,6 @@ The socket's other end counts as an attacker's: whatever breaks the protocol or 
 """
 
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +56,6 @@ _READ_BYTES = 1 << 16
 _MOST_VALUES_TO_JAIL = 10_000_000
 # By so much may code outrun its step: the socket's time-out is a system call to set.
 _LATE_SECONDS = 0.05
-_TIMEVAL = struct.Struct("@ll")
 # The jail's own count stops at print_bytes with one line that says so; past this it is no honest one.
 _PRINT_SLACK_BYTES = 1024
 _MOST_ERROR_CHARACTERS = 20_000
@@ -115,7 +113,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         self._last_final_answer: list[Any] = []
         self._frames = FrameBuffer(0)
         self._ahead: FromJail | None = None  # read, and not yet followed
-        self._socket_seconds: float | None = None  # the socket's time-out for reading
+        self._socket_seconds: float | None = None  # its time-out, as it is set
         self._lock = threading.Lock()
         self._jail: JailProcess | None = None
         self._killed = False
@@ -230,6 +228,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         self._refuse_if_killed()
         self._frames = FrameBuffer(most_bytes_from_jail(self._limits))
         self._ahead = self._socket_seconds = None
+        jail.link.settimeout(None)
         functions = list(self._functions)
         self._pending = [
             Setup(self._authorized_imports, functions, self._limits),
@@ -267,10 +266,9 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
     def _send(self, message: ToJail) -> None:
         assert self._jail is not None
         link = self._jail.link
-        link.settimeout(self._step_seconds)
+        self._limit_socket(link, self._step_seconds)
         try:
             link.sendall(encode_frame(message))
-            link.settimeout(None)
         except TimeoutError:
             raise _OutOfTime from None
         except OSError:
@@ -330,14 +328,12 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         link = self._jail.link
         while (message := self._next_message()) is None:
             try:
-                if seconds_left is None:
-                    data = link.recv(_READ_BYTES)
-                else:
-                    self._limit_reading(link, seconds_left)
-                    began = time.monotonic()
-                    data = link.recv(_READ_BYTES)
+                self._limit_socket(link, seconds_left)
+                began = time.monotonic()
+                data = link.recv(_READ_BYTES)
+                if seconds_left is not None:
                     seconds_left -= time.monotonic() - began
-            except BlockingIOError:
+            except TimeoutError:
                 raise _OutOfTime from None
             except OSError:
                 raise _JailEnded from None
@@ -346,16 +342,15 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
             self._frames.feed(data)
         return message, seconds_left
 
-    def _limit_reading(self, link: socket.socket, seconds: float) -> None:
-        """By the kernel's time-out: Python's own costs two more system calls a read."""
+    def _limit_socket(self, link: socket.socket, seconds: float | None) -> None:
+        """By Python's time-out: the kernel's own would begin anew after each signal."""
+        if seconds is None:
+            return
         if seconds <= 0:
             raise _OutOfTime
         limit = self._socket_seconds
         if limit is None or not seconds <= limit <= seconds + _LATE_SECONDS:
-            # No time at all would be no limit.
-            whole, part = divmod(max(1, round(seconds * 1e6)), 1_000_000)
-            timeval = _TIMEVAL.pack(whole, part)
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            link.settimeout(seconds)
             self._socket_seconds = seconds
 
     def _answer(self, call: ToolCalled) -> None:
