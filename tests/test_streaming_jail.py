@@ -168,9 +168,13 @@ def test_an_authorised_import_that_is_not_installed_is_an_error(pool: JailPool) 
     interpreter.cleanup()
 
 
-def test_operation_limits_are_those_of_smolagents(interpreter: JailInterpreter) -> None:
+def test_operation_limits_are_those_of_smolagents(pool: JailPool) -> None:
+    interpreter = make_interpreter(
+        pool, step_seconds=90.0
+    )  # a million rounds take a slow machine a while
     with pytest.raises(InterpreterError, match=r"[Mm]aximum number of.*iterations"):
         interpreter("while True:\n    pass")
+    interpreter.cleanup()
 
 
 def test_an_error_names_its_line_and_keeps_the_variables_and_the_logs(
