@@ -471,7 +471,7 @@ SETTINGS = (
         2,
         whole(0, 1000),
         "0 to 1000",
-        "jails kept ready ahead of demand",
+        "jails kept ready ahead of demand, and more for runs that wait for their model; 0: none",
     ),
     Setting(
         "jail_memory_bytes",

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from jail_pool_thread import IN_A_CONTAINER, make_interpreter, open_pool_thread
 from server_process import zygotes_of
 
+from streaming.interpreters import jail_pool
 from streaming.interpreters.jail import JailKilled
 from streaming.interpreters.jail_pool import JailPool, JailUnavailable
 
@@ -142,6 +145,68 @@ def test_jails_are_warm_ahead_of_demand() -> None:
         assert thread.pool.stats.alive == 4
         jail.close()
         until(lambda: thread.pool.stats.alive == 3, 10)
+
+
+def test_waiting_runs_find_their_jails_made() -> None:
+    """For each run that has none yet there is one, to the bound; taken or given up, no more are made."""
+    with open_pool_thread(warm=1) as thread:
+        pool = thread.pool
+        interpreters = [make_interpreter(pool) for _ in range(5)]
+        until(lambda: pool.stats.warm == 5, 20)
+        for number, interpreter in enumerate(interpreters):
+            assert interpreter(f"{number}").output == number
+        until(lambda: pool.stats.warm == 1, 20)
+        assert pool.stats.spawned == 6
+        for interpreter in interpreters:
+            interpreter.cleanup()
+        until(lambda: pool.stats.alive == pool.stats.warm == 1, 20)
+
+
+def test_a_thousand_waiting_runs_have_a_bounded_number_of_jails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jail_pool, "_MOST_EXPECTED", 4)
+    monkeypatch.setattr(jail_pool, "_SURPLUS_SECONDS", 0.05)
+    with open_pool_thread(warm=2) as thread:
+        pool = thread.pool
+        interpreters = [make_interpreter(pool) for _ in range(1000)]
+        until(lambda: pool.stats.warm == 4, 20)
+        # One that is taken is replaced.
+        assert interpreters[0]("1").output == 1
+        until(lambda: pool.stats.warm == 4, 20)
+        assert pool.stats.spawned == 5
+        # They end without having needed one, and one is lost without having been closed.
+        lost = weakref.ref(interpreters[1])
+        for interpreter in (interpreters[0], *interpreters[2:]):
+            interpreter.cleanup()
+            interpreter.cleanup()
+        del interpreters, interpreter
+        gc.collect()
+        assert lost() is None
+        until(lambda: pool.stats.alive == pool.stats.warm == 2, 20)
+        assert pool.stats.spawned == 5
+
+
+def test_without_warm_jails_none_is_made_before_it_is_needed() -> None:
+    with open_pool_thread(warm=0) as thread:
+        waiting, running = make_interpreter(thread.pool), make_interpreter(thread.pool)
+        assert running("1").output == 1
+        assert thread.pool.stats.spawned == 1
+        waiting.cleanup()
+        running.cleanup()
+
+
+def test_a_new_zygote_makes_the_jails_that_are_expected() -> None:
+    with open_pool_thread(warm=1) as thread:
+        pool = thread.pool
+        interpreters = [make_interpreter(pool) for _ in range(3)]
+        until(lambda: pool.stats.warm == 3, 20)
+        [zygote] = zygotes_of(os.getpid())
+        os.kill(zygote, signal.SIGKILL)
+        until(lambda: pool.stats.zygote_restarts == 1 and pool.stats.warm == 3, 30)
+        assert [interpreter("7").output for interpreter in interpreters] == [7, 7, 7]
+        for interpreter in interpreters:
+            interpreter.cleanup()
 
 
 def test_200_takes_leak_no_descriptor_and_no_process() -> None:

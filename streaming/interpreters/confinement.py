@@ -19,7 +19,9 @@ import struct
 import sys
 import sysconfig
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 from streaming.interpreters.landlock import restrict_paths
 from streaming.interpreters.private_root import enter_private_root
@@ -105,6 +107,13 @@ def python_paths() -> tuple[str, ...]:
     if sys.base_prefix not in _SYSTEM_PREFIXES:
         found.add(os.path.join(sys.base_prefix, "lib"))
     return tuple(sorted(path for path in found if os.path.exists(path)))
+
+
+def prepare() -> None:
+    """Work out before forking what every child would work out again for itself."""
+    with suppress(OSError):  # what is not there, a child tells by its layer
+        make_filter(os.getpid())
+        _mapped_user_ids()
 
 
 def confine(plan: ConfinementPlan, workspace: str, zygote_pid: int) -> None:
@@ -194,10 +203,15 @@ def _yield_to_the_server() -> None:
 def _own_user_id() -> int:
     """An id for this jail alone, so that no file, process or limit is shared with another."""
     wanted = _FIRST_JAIL_UID + os.getpid()
+    return wanted if any(wanted in ids for ids in _mapped_user_ids()) else _NOBODY
+
+
+@cache
+def _mapped_user_ids() -> list[range]:
+    """The ids that there are in the user namespace that this process started in."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
-        ranges = [(int(start), int(count)) for start, _, count in map(str.split, file)]
-    mapped = any(start <= wanted < start + count for start, count in ranges)
-    return wanted if mapped else _NOBODY
+        rows = [tuple(map(int, line.split())) for line in file]
+    return [range(start, start + count) for start, _, count in rows]
 
 
 def _enter_namespaces(uid: int) -> int:

@@ -9,6 +9,7 @@ The socket's other end counts as an attacker's: whatever breaks the protocol or 
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -117,6 +118,10 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._jail: JailProcess | None = None
         self._killed = False
+        pool.expect()
+        # Once: when it takes a jail, is closed, or is lost because the agent could not be built.
+        self._forgo = weakref.finalize(self, pool.forgo)
+        self._forgo.atexit = False
 
     @property
     def state(self) -> dict[str, Any]:
@@ -207,6 +212,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
     def cleanup(self) -> None:
         """Give the jail back; it is killed. Idempotent."""
         self.kill()
+        self._forgo()
         self._discard()
 
     def _enter_jail(self) -> None:
@@ -218,6 +224,7 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         self._discard()
         if had_one:
             raise self._lost("The jail was killed between two steps", "end")
+        self._forgo()
         try:
             jail = self._pool.take(_TAKE_SECONDS, stopped=lambda: self._killed)
         except JailUnavailable:

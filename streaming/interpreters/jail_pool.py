@@ -1,7 +1,7 @@
 """The pool: a zygote kept alive on one side, jails for agents' threads on the other.
 
-Lives on the event loop, where it keeps a few jails forked and confined ahead of demand. `take` is
-for agents' threads.
+Lives on the event loop, where it keeps a few jails forked and confined ahead of demand, and one for
+every run that has yet to need its jail, up to a bound. `take`, `expect` and `forgo` are for agents' threads.
 
     JailUnavailable     no jail can be had: the platform, a required layer, the zygote or the time
 """
@@ -45,6 +45,10 @@ _MOST_FAILED_BOOTS = 3
 _GREETING_BYTES = 4096
 # Forks at once: one at a time is fast, and a burst would hold up the kills of others.
 _MOST_STARTING = 4
+# Ready at once for runs whose models are awaited. Each takes memory: a thousand that wait must not have as many.
+_MOST_EXPECTED = 64
+# What nobody needs any more goes after this, for the next runs may be here by then.
+_SURPLUS_SECONDS = 2.0
 
 
 class JailUnavailable(Unavailable):
@@ -72,8 +76,9 @@ class JailPool:
     """Use it as `async with JailPool(...) as pool`; it opens at once and boots in the background.
 
     `required`: refuse to work without a layer for files and one for system calls. `warm` jails are
-    kept ready. `preload` names modules that the zygote imports once, for agents that authorise them;
-    `readable` are further paths that jails may read. `disk_bytes` bounds one jail's files.
+    kept ready, and more where more are expected; with 0 none is made before it is needed.
+    `preload` names modules that the zygote imports once, for agents that authorise them; `readable`
+    are further paths that jails may read. `disk_bytes` bounds one jail's files.
     `without` switches layers off, to try what a stricter machine would give.
     """
 
@@ -99,6 +104,7 @@ class JailPool:
         self._changed = threading.Condition()
         self._warm: deque[JailProcess] = deque()
         self._waiting = 0
+        self._expected = 0
         self._broken: str | None = None
         self._is_refused = False  # broken for good: the machine does not allow what is required
         self._closed = False
@@ -121,6 +127,7 @@ class JailPool:
         self._spawned = self._killed = 0
         self._lost: Counter[str] = Counter()
         self._spawn_again_at = 0.0
+        self._shrinking: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         """Raises JailUnavailable where no jail can ever be had."""
@@ -181,7 +188,8 @@ class JailPool:
         with self._changed:
             self._waiting += 1
             try:
-                self._ask_for_more()
+                if not self._warm:
+                    self._ask_for_more()
                 while not self._warm:
                     left = deadline - time.monotonic()
                     if self._closed or stopped() or left <= 0:
@@ -192,6 +200,20 @@ class JailPool:
                 return self._warm.popleft()
             finally:
                 self._waiting -= 1
+                self._ask_for_more()
+
+    def expect(self) -> None:
+        """A run has begun that will `take`: make its jail while it waits for its model. Any thread."""
+        with self._changed:
+            self._expected += 1
+            if len(self._warm) < self._ahead:
+                self._ask_for_more()
+
+    def forgo(self) -> None:
+        """One that was expected takes its jail now, or never. Any thread, once for each `expect`."""
+        with self._changed:
+            self._expected -= 1
+            if len(self._warm) > self._ahead:
                 self._ask_for_more()
 
     def wake(self) -> None:
@@ -211,6 +233,8 @@ class JailPool:
                 return
             self._closed = True
             self._changed.notify_all()
+        if self._shrinking is not None:
+            self._shrinking.cancel()
         self._fail_ready("the pool is closed")
         self._lose_jails("the server is stopping")
         await self._zygote.close()
@@ -220,6 +244,13 @@ class JailPool:
         if self._closed:
             return "no jail: the pool is closed"
         return self._broken or f"no jail became ready within {timeout_seconds:g} s"
+
+    @property
+    def _ahead(self) -> int:
+        """So many jails shall be ready while none is waited for."""
+        return (
+            max(self._warm_wanted, min(self._expected, _MOST_EXPECTED)) if self._warm_wanted else 0
+        )
 
     def _ask_for_more(self) -> None:
         if self._loop is None or self._closed:
@@ -255,16 +286,26 @@ class JailPool:
         self._refill()
 
     def _refill(self) -> None:
-        """Spawn until those warm and those starting cover the wish and the waiting."""
+        """Spawn until those warm and those starting cover the wish and the waiting; of too many, end some later."""
         assert self._loop is not None
         if self._closed or self._broken or self._report is None:
             return
         if self._loop.time() < self._spawn_again_at:
             return
-        wanted = self._warm_wanted + self._waiting - len(self._warm)
+        wanted = self._ahead + self._waiting - len(self._warm)
+        if wanted < 0 and self._shrinking is None:
+            self._shrinking = self._loop.call_later(_SURPLUS_SECONDS, self._shrink)
         while len(self._links) < min(wanted, _MOST_STARTING):
             if not self._spawn():
                 return
+
+    def _shrink(self) -> None:
+        self._shrinking = None
+        with self._changed:
+            surplus = max(0, len(self._warm) - self._ahead - self._waiting)
+            unused = [self._warm.pop() for _ in range(surplus)]
+        for jail in unused:
+            jail.close()
 
     def _spawn(self) -> bool:
         ours, theirs = socket.socketpair()

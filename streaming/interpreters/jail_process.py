@@ -78,6 +78,12 @@ class JailSource(Protocol):
     ) -> JailProcess:
         """A jail for the calling thread, which must close it. Raises JailUnavailable."""
 
+    def expect(self) -> None:
+        """One who will take a jail has begun."""
+
+    def forgo(self) -> None:
+        """Of those expected one takes its jail now, or never."""
+
     def wake(self) -> None:
         """Have every waiting `take` look at its `stopped` again."""
 

@@ -28,6 +28,7 @@ from streaming.interpreters.confinement import (
     ConfinementPlan,
     LayerFailed,
     confine,
+    prepare,
     python_paths,
 )
 from streaming.interpreters.workspaces import used_bytes, wipe
@@ -241,6 +242,7 @@ def _preload(modules: tuple[str, ...]) -> None:
         except Exception as error:  # noqa: BLE001  somebody else's module
             print(f"jail: cannot preload {name}: {error}", file=sys.stderr)
     LocalPythonExecutor([], timeout_seconds=None)("[n for n in (1, 2)]")  # fill its caches
+    prepare()
     if len(os.listdir("/proc/self/task")) > 1:
         print("jail: a preloaded module started threads, which forks lose", file=sys.stderr)
 

@@ -11,6 +11,8 @@ Numbers are those of Linux's asm/unistd_64.h (x86_64) and asm-generic/unistd.h (
 import errno
 import platform
 import struct
+from collections.abc import Iterable
+from functools import cache
 
 # name, number on x86_64, number on aarch64 ("-": the architecture has no such call)
 _ALLOWED = """
@@ -137,12 +139,13 @@ def _conditional(own_pid: int) -> dict[str, list[_Instruction]]:
     }
 
 
-def make_filter(own_pid: int) -> bytes:
-    """Return the program as an array of struct sock_filter, for the process `own_pid`.
+def _assemble(program: Iterable[_Instruction]) -> bytes:
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
-    Raises OSError(ENOSYS) on an architecture whose table is missing here.
-    """
-    machine = platform.machine()
+
+@cache
+def _fixed_rules(machine: str) -> tuple[bytes, dict[str, int]]:
+    """What is the same for every process, and the numbers of the calls whose rules are not."""
     if machine not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system-call table for {machine}")
     column, audit_architecture = _ARCHITECTURES[machine]
@@ -156,8 +159,17 @@ def make_filter(own_pid: int) -> bytes:
         program += [(_JUMP_EQUAL, 0, 1, number), _ALLOW]
     for number in _numbers(_REFUSED, column).values():
         program += [(_JUMP_EQUAL, 0, 1, number), _refuse(errno.EPERM)]
+    return _assemble(program), _numbers(_CONDITIONAL, column)
+
+
+def make_filter(own_pid: int) -> bytes:
+    """Return the program as an array of struct sock_filter, for the process `own_pid`.
+
+    Raises OSError(ENOSYS) on an architecture whose table is missing here. Its first call costs ten times a later one's.
+    """
+    fixed, numbers = _fixed_rules(platform.machine())
     conditional = _conditional(own_pid)
-    for name, number in _numbers(_CONDITIONAL, column).items():
+    program: list[_Instruction] = []
+    for name, number in numbers.items():
         program += [(_JUMP_EQUAL, 0, len(conditional[name]), number), *conditional[name]]
-    program.append(_refuse(errno.ENOSYS))
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    return fixed + _assemble([*program, _refuse(errno.ENOSYS)])

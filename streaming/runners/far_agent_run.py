@@ -97,6 +97,12 @@ class FarJails:
         (job, pid), fds = self._line.ask("jail", timeout_seconds, fds=2)
         return _LentJail(self._line, job, pid, fds)
 
+    def expect(self) -> None:
+        """Nothing to do: the server is not told ahead."""
+
+    def forgo(self) -> None:
+        """Nothing to do, as nothing was expected."""
+
     def wake(self) -> None:
         """Nothing to do: who waits for the line is woken by the run's stop."""
 
