@@ -115,7 +115,7 @@ async def stream_run(
     async with writer:
         try:
             await writer.send_events(wire.role() + told.take())
-            async for events in reader:
+            while events := await reader.read():
                 told.reasoning_of(events, transcript)
                 await writer.send_events(told.take())
             request[OUTCOME] = run.outcome or "ok"

@@ -338,7 +338,11 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
                     data = link.recv(_READ_BYTES)
                     seconds_left -= time.monotonic() - began
             except BlockingIOError:
-                raise _OutOfTime from None
+                # The socket's time-out may be shorter than what is left, and is set anew.
+                self._socket_seconds = None
+                if seconds_left is not None:
+                    seconds_left -= time.monotonic() - began
+                continue
             except OSError:
                 raise _JailEnded from None
             if not data:
@@ -347,16 +351,20 @@ class JailInterpreter(PythonExecutor):  # type: ignore[misc]
         return message, seconds_left
 
     def _limit_reading(self, link: socket.socket, seconds: float) -> None:
-        """By the kernel's time-out: Python's own costs two more system calls a read."""
+        """By the kernel's time-out: Python's own costs two more system calls a read.
+
+        It is set to half of what is left, so that reads which wait for a short time each do not outdate it.
+        """
         if seconds <= 0:
             raise _OutOfTime
         limit = self._socket_seconds
-        if limit is None or not seconds <= limit <= seconds + _LATE_SECONDS:
+        if limit is None or limit > seconds + _LATE_SECONDS:
+            limit = seconds / 2 if seconds > _LATE_SECONDS else seconds
             # No time at all would be no limit.
-            whole, part = divmod(max(1, round(seconds * 1e6)), 1_000_000)
+            whole, part = divmod(max(1, round(limit * 1e6)), 1_000_000)
             timeval = _TIMEVAL.pack(whole, part)
             link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            self._socket_seconds = seconds
+            self._socket_seconds = limit
 
     def _answer(self, call: ToolCalled) -> None:
         tool = {**self._tools, **self._functions}.get(call.name)
