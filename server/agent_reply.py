@@ -191,7 +191,8 @@ class Telling:
         self._events += (self._wire.finish("error"), error_event(error), DONE)
 
     def take(self) -> bytes:
-        return b"".join(self.take_events())
+        events, self._events = self._events, []
+        return b"".join(events)
 
     def take_events(self) -> list[bytes]:
         events, self._events = self._events, []

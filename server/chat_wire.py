@@ -143,6 +143,7 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _pieces(text: str, characters: int) -> Iterator[str]:
-    for begin in range(0, len(text), characters):
-        yield text[begin : begin + characters]
+def _pieces(text: str, characters: int) -> list[str]:
+    if 0 < len(text) <= characters:
+        return [text]
+    return [text[begin : begin + characters] for begin in range(0, len(text), characters)]

@@ -139,7 +139,8 @@ class Channel:
                 events = list(self._items)
                 self._items.clear()
                 self._bytes = 0
-                self._release_senders()
+                if self._blocked or self._loop_senders:
+                    self._release_senders()
                 return events
             if self._receiver_closed:
                 raise anyio.ClosedResourceError

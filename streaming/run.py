@@ -125,9 +125,8 @@ class Run:
         known = self._log_begin + len(self._log)
         if position < known:
             return self._log[position - self._log_begin :]
-        if self._complete:
+        if self._complete or not (events := self.channel.receive_now()):
             return []
-        events = self.channel.receive_now()
         for end, event in enumerate(events, known + 1):
             if type(event) in _NOTED:
                 self._note(event, end)
