@@ -57,6 +57,8 @@ class LineDenoiser:
         cleaned = []
         at_line_start = self._state is _Line.INDENT and not self._indent_size
         if at_line_start and (plain := _PLAIN_LINES.match(text)) is not None:
+            if plain.end() == len(text):
+                return text
             cleaned.append(plain[0])
             text = text[plain.end() :]
         first, *others = text.split("\n")

@@ -115,7 +115,7 @@ async def stream_run(
     async with writer:
         try:
             await writer.send_events(wire.role() + told.take())
-            async for events in reader:
+            while events := await reader.read():
                 told.reasoning_of(events, transcript)
                 await writer.send_events(told.take())
             request[OUTCOME] = run.outcome or "ok"
@@ -191,7 +191,8 @@ class Telling:
         self._events += (self._wire.finish("error"), error_event(error), DONE)
 
     def take(self) -> bytes:
-        return b"".join(self.take_events())
+        events, self._events = self._events, []
+        return b"".join(events)
 
     def take_events(self) -> list[bytes]:
         events, self._events = self._events, []

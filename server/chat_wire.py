@@ -7,6 +7,7 @@ line each, or a whole completion.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as quote  # as json.dumps does, at once
 from typing import Any
 
 from streaming.run_spec import CalledTool
@@ -44,7 +45,8 @@ class ChatWire:
     def __init__(self, *, run_id: str, created: int, model: str, include_usage: bool) -> None:
         head = {"id": run_id, "object": "chat.completion.chunk", "created": created, "model": model}
         self._head = _compact(head)[:-1]
-        self._usage_null = ',"usage":null' if include_usage else ""
+        self._begin = f'data: {self._head},"choices":[{{"index":0,"delta":'
+        self._end = ('}],"usage":null}' if include_usage else "}]}") + "\n\n"
         self._include_usage = include_usage
 
     def role(self) -> bytes:
@@ -53,12 +55,12 @@ class ChatWire:
     def reasoning(self, text: str) -> Iterator[bytes]:
         """The same text under both names that clients read."""
         for piece in _pieces(text, MAX_CHARACTERS // 2):
-            quoted = json.dumps(piece)
+            quoted = quote(piece)
             yield self._chunk(f'{{"reasoning_content":{quoted},"reasoning":{quoted}}}')
 
     def content(self, text: str) -> Iterator[bytes]:
         for piece in _pieces(text, MAX_CHARACTERS):
-            yield self._chunk(f'{{"content":{json.dumps(piece)}}}')
+            yield self._chunk(f'{{"content":{quote(piece)}}}')
 
     def tool_calls(self, calls: Sequence[CalledTool]) -> Iterator[bytes]:
         """As OpenAI streams them: a call's head with its first delta, then its arguments."""
@@ -80,10 +82,7 @@ class ChatWire:
         return f'data: {self._head},"choices":[],"usage":{usage}}}\n\n'.encode("ascii")
 
     def _chunk(self, delta: str, finish: str = "null") -> bytes:
-        return (
-            f'data: {self._head},"choices":[{{"index":0,"delta":{delta},'
-            f'"finish_reason":{finish}}}]{self._usage_null}}}\n\n'
-        ).encode("ascii")
+        return f'{self._begin}{delta},"finish_reason":{finish}{self._end}'.encode("ascii")
 
 
 def error_event(error: Mapping[str, Any]) -> bytes:
@@ -144,6 +143,7 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _pieces(text: str, characters: int) -> Iterator[str]:
-    for begin in range(0, len(text), characters):
-        yield text[begin : begin + characters]
+def _pieces(text: str, characters: int) -> list[str]:
+    if 0 < len(text) <= characters:
+        return [text]
+    return [text[begin : begin + characters] for begin in range(0, len(text), characters)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_writer import HttpVersion11
+from aiohttp.http_writer import HttpVersion11, StreamWriter
 from aiohttp_sse import EventSourceResponse
 
 SSE_HEADERS = {
@@ -49,6 +49,7 @@ class SseWriter(EventSourceResponse):
             ping_interval=heartbeat_seconds,
         )
         self._stall_seconds = stall_seconds
+        self._chunks: StreamWriter | None = None  # where the body is chunked
         self.headers.update(headers or {})
         self.headers.update(SSE_HEADERS)
         del self.headers["Connection"]  # aiohttp knows whether it is kept
@@ -56,7 +57,10 @@ class SseWriter(EventSourceResponse):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         if request.version < HttpVersion11:
             self.force_close()  # there the end of a stream is the end of its connection
-        return await super().prepare(request)
+        writer = await super().prepare(request)
+        if isinstance(writer, StreamWriter) and writer.chunked:
+            self._chunks = writer
+        return writer
 
     async def send_events(self, data: bytes) -> None:
         """Write whole events. Raises ConnectionError when the client left, or stalls."""
@@ -69,7 +73,14 @@ class SseWriter(EventSourceResponse):
                 and len(data) < UNBLOCKED_BYTES
                 and not transport.get_write_buffer_size()
             ):
-                await self.write(data)  # does not wait: no time-out needed
+                # Does not wait: no time-out needed.
+                chunks = self._chunks
+                if chunks is None or not chunks.output_size or transport.is_closing():
+                    await self.write(data)  # the head goes with it, or it raises
+                    return
+                frame = b"%x\r\n%b\r\n" % (len(data), data)
+                chunks.output_size += len(frame)  # what the access log tells
+                transport.write(frame)
                 return
             async with asyncio.timeout(self._stall_seconds):
                 await self.write(data)

@@ -68,7 +68,8 @@ class Channel:
         self._finished = False
         self._receiver_closed = False
         self._wakeup_armed = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._blocked = 0  # threads that wait for room
+        self._waiters: list[asyncio.Future[None]] = []
         self._loop_senders: list[asyncio.Future[None]] = []
         self._sent = 0
         self._merged = 0
@@ -82,7 +83,9 @@ class Channel:
             raise RuntimeError("send() would block the event loop: use send_on_loop()")
         with self._lock:
             while self._is_full() and not self._is_closed():
+                self._blocked += 1
                 self._room.wait()
+                self._blocked -= 1
             self._put(event)
 
     async def send_on_loop(self, event: Event) -> None:
@@ -125,23 +128,35 @@ class Channel:
 
         Raises anyio.EndOfStream after the terminal event, anyio.ClosedResourceError after close().
         """
-        while True:
-            with self._lock:
-                if self._items:
-                    events = list(self._items)
-                    self._items.clear()
-                    self._bytes = 0
+        while not (events := self.receive_now()):
+            await self.more()
+        return events
+
+    def receive_now(self) -> list[Event]:
+        """`receive_many` of what is there already, which may be none."""
+        with self._lock:
+            if self._items:
+                events = list(self._items)
+                self._items.clear()
+                self._bytes = 0
+                if self._blocked or self._loop_senders:
                     self._release_senders()
-                    return events
-                if self._receiver_closed:
-                    raise anyio.ClosedResourceError
-                if self._finished:
-                    raise anyio.EndOfStream
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+                return events
+            if self._receiver_closed:
+                raise anyio.ClosedResourceError
+            if self._finished:
+                raise anyio.EndOfStream
+            return []
+
+    def more(self) -> asyncio.Future[None]:
+        """Done once there may be something to receive; of its own for each who waits. On the loop, with nothing
+        awaited since `receive_now` gave none.
+        """
+        if self._waiters:
+            self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
 
     def statistics(self) -> ChannelStatistics:
         with self._lock:
@@ -178,7 +193,8 @@ class Channel:
         self._bytes += size
 
     def _release_senders(self) -> None:
-        self._room.notify_all()
+        if self._blocked:
+            self._room.notify_all()
         if self._loop_senders:
             senders, self._loop_senders = self._loop_senders, []
             self._on_loop(partial(_resolve, senders))
@@ -199,8 +215,8 @@ class Channel:
 
     def _wake(self) -> None:
         self._wakeup_armed = False
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        _resolve(waiters)
 
 
 def _resolve(futures: list[asyncio.Future[None]]) -> None:

@@ -9,7 +9,6 @@ A run that pauses for its client's tools is read in legs, one a request: a reade
 event, and the next begins behind it.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Literal
@@ -90,7 +89,6 @@ class Run:
         self._log_bytes = 0
         self._log_begin = 0  # how many events were dropped from the front of the log
         self._complete = False
-        self._reading = asyncio.Lock()
 
     @property
     def id(self) -> str:
@@ -118,33 +116,29 @@ class Run:
         """A reader of what nobody has read yet, for a run that has to go on unattended."""
         return RunReader(self, self._log_begin + len(self._log))
 
-    async def _events_from(self, position: int) -> list[Event]:
-        """The events from `position` on, as soon as there are any; none after the terminal one."""
-        while position == self._log_begin + len(self._log):
-            if self._complete:
-                return []
-            await self._read_on(position)
+    def _events_from(self, position: int) -> list[Event]:
+        """The events from `position` on that are there, taken from the channel by the reader that is furthest along;
+        none where it has to wait, or the run has concluded.
+        """
         if position < self._log_begin:
             return [Failure("This reader fell too far behind.", code="reader_too_slow")]
-        return self._log[position - self._log_begin :]
-
-    async def _read_on(self, position: int) -> None:
-        async with self._reading:
-            if self._complete or position < self._log_begin + len(self._log):
-                return  # another reader was faster
-            events = await self.channel.receive_many()
         known = self._log_begin + len(self._log)
+        if position < known:
+            return self._log[position - self._log_begin :]
+        if self._complete or not (events := self.channel.receive_now()):
+            return []
         for end, event in enumerate(events, known + 1):
             if type(event) in _NOTED:
                 self._note(event, end)
+            self._log_bytes += event_bytes(event)
         self._keep(events)
+        return events
 
     def _keep(self, events: list[Event]) -> None:
         self._log += events
-        self._log_bytes += sum(map(event_bytes, events))
         if self._log_bytes > MAX_LOG_BYTES:
             self._log_begin += len(self._log) - len(events)
-            self._log = events
+            self._log = events.copy()  # a reader has the other
             self._log_bytes = 0
 
     def _count(self, event: Event) -> None:
@@ -216,13 +210,18 @@ class RunReader:
         """The next events, at least one; empty after the terminal one. Cancelling it loses none."""
         if self._ended:
             return []
-        events = await self._run._events_from(self._position)
+        run = self._run
+        while not (events := run._events_from(self._position)):
+            if run.concluded:
+                self._ended = True
+                return []
+            await run.channel.more()
         kinds = list(map(type, events))
         if Paused in kinds:
             events = events[: kinds.index(Paused) + 1]
             self.paused = True
         self._position += len(events)
-        self._ended = not events or type(events[-1]) in _LAST
+        self._ended = type(events[-1]) in _LAST
         return events
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:

@@ -154,3 +154,13 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
     receiving.cancel()
     await channel.send_on_loop(Note("kept"))
     assert await channel.receive_many() == [Note("kept")]
+
+
+async def test_several_may_wait_at_once_and_one_that_leaves_takes_nobody_with_it() -> None:
+    channel = Channel()
+    leaving, staying, other = channel.more(), channel.more(), channel.more()
+    leaving.cancel()
+    await channel.send_on_loop(Note("here"))
+    await asyncio.wait_for(asyncio.gather(staying, other), 10)
+    assert channel.receive_now() == [Note("here")]
+    assert channel.receive_now() == []

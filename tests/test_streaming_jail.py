@@ -392,6 +392,16 @@ def test_code_that_outruns_its_step_is_killed_and_the_run_goes_on(pool: JailPool
     interpreter.cleanup()
 
 
+def test_code_that_prints_all_the_time_is_killed_when_its_step_is_over(pool: JailPool) -> None:
+    interpreter = make_interpreter(pool, authorized_imports=["time"], step_seconds=1.0)
+    began = time.monotonic()
+    with pytest.raises(JailKilled, match=r"exceeded 1 s"):
+        interpreter("import time\nfor n in range(500):\n    print(n)\n    time.sleep(0.02)")
+    assert 0.9 < time.monotonic() - began < 3
+    assert interpreter.state["_print_outputs"].startswith("0\n1\n")
+    interpreter.cleanup()
+
+
 def test_time_in_tools_is_not_the_codes(pool: JailPool) -> None:
     interpreter = make_interpreter(
         pool, step_seconds=0.5, tools={"slow": lambda: threading.Event().wait(0.8)}
