@@ -46,6 +46,7 @@ bench-more: .venv/.tests ## measure the rest: runners, Ray, stopping, the embedd
 	$(BIN)/python -m bench.supervision
 	$(BIN)/python -m bench.runners
 	$(BIN)/python -m bench.scale_plan
+	$(BIN)/python -m bench.instructions
 	$(BIN)/python -m bench.request_costs
 	$(BIN)/python -m bench.embedded_tasks
 	$(BIN)/python -m bench.conversations

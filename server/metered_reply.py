@@ -27,9 +27,8 @@ class TokenMeter:
     def __init__(self, asked_bytes: int) -> None:
         self._asked_bytes = asked_bytes
         self._events = 0
-        self._tail: list[
-            bytes
-        ] = []  # in pieces: to join them at each event would copy all of it each time
+        # In pieces: to join them at each event would copy all of it each time.
+        self._tail: list[bytes] = []
         self._tail_bytes = 0
 
     def feed(self, data: bytes) -> None:

@@ -49,9 +49,8 @@ class StreamEnd:
         self._last = b""  # frames that came together
         self._tail: deque[bytes] = deque()  # likewise
         self._tail_bytes = 0
-        self.small: list[
-            bytes
-        ] = []  # frames not looked at yet: `see_small` once there are MANY_SMALL
+        # Frames not looked at yet: `see_small` once there are MANY_SMALL.
+        self.small: list[bytes] = []
 
     def see(self, events: bytes) -> None:
         """Look at whole events."""
