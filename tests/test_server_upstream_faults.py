@@ -170,7 +170,7 @@ async def test_what_nobody_foresaw_in_a_relayed_stream_is_an_error_event_in_a_wh
     def broken(self: Any, *arguments: Any) -> Any:
         raise KeyError("/a/secret/path")
 
-    monkeypatch.setattr("streaming.relay.DeltaScrubber.feed", broken)
+    monkeypatch.setattr("streaming.relay.DeltaScrubber.feed_text", broken)
     upstream.handler = raw_reply([sse(chunk(content="before")), sse(chunk(content="<think>"))])
     gateway = await make_gateway()
     raw = await exchange(gateway, NOTHINK | {"stream": True})
