@@ -45,7 +45,7 @@ PRINTED_ROWS = {
 _TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
 _CALLED = re.compile(r"^cfn=\((\d+)\)(?: (.*))?$")
 _CALLS = re.compile(r"^calls=(\d+) ")
-ALLOCATE = frozenset({"malloc", "calloc", "realloc"})
+_ALLOCATE = frozenset({"malloc", "calloc", "realloc"})
 
 
 class Counts(NamedTuple):
@@ -88,7 +88,7 @@ class Counter:
         found = _TOTALS.search(told)
         if found is None:
             raise RuntimeError(f"no totals in {self.last_file}")
-        return Counts(int(found[1]) / units, _calls_of(ALLOCATE, told) / units)
+        return Counts(int(found[1]) / units, _calls_of(_ALLOCATE, told) / units)
 
     @property
     def last_file(self) -> Path:
