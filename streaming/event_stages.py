@@ -18,7 +18,7 @@ from streaming.chunk_framing import (
     size_lines,
 )
 from streaming.failures import UpstreamFailed
-from streaming.scrubbed_events import ScrubbedEvents
+from streaming.scrubbed_events import NoJson, ScrubbedEvents
 from streaming.sse_parser import MAX_EVENT_BYTES
 from streaming.stream_end import MANY_SMALL, StreamEnd
 from streaming.upstream_reply import OnData
@@ -185,7 +185,11 @@ class DirectEvents:
                 out = data[:run_end]
                 aligned.end.see_frames(out)
             else:
-                out, run_end = aligned.feed_frames(data)
+                try:
+                    out, run_end = aligned.feed_frames(data)
+                except NoJson as error:
+                    self._fault = error
+                    return error.before
             if run_end == len(data):
                 return out
             data = data[run_end:]
@@ -202,7 +206,13 @@ class DirectEvents:
         except FramingError as error:
             self._fault = UpstreamFailed(f"The upstream sent what cannot be read: {error}.")
             payload = error.before
-        return out + frame_of(stage.feed(payload)) if payload else out
+        if not payload:
+            return out
+        try:
+            events = stage.feed(payload)
+        except NoJson as error:
+            self._fault, events = error, error.before
+        return out + frame_of(events)
 
     def flush(self) -> bytes:
         """What is left at the end. Raises UpstreamFailed where it cannot be read, or is not complete."""

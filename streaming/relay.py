@@ -19,7 +19,7 @@ from sanitize.think import Mode
 from streaming.event_stages import DirectEvents, VerbatimEvents
 from streaming.failures import UpstreamFailed, UpstreamRefused
 from streaming.json_codec import decode_json, encode_json
-from streaming.scrubbed_events import ScrubbedEvents
+from streaming.scrubbed_events import NoJson, ScrubbedEvents
 from streaming.upstream_errors import error_text
 from streaming.upstream_group import Data, UpstreamGroup
 from streaming.upstream_reply import UpstreamReply
@@ -133,7 +133,13 @@ class Relayed:
         assert self.events is not None
         stage = self.events.stage
         async for data in self.reply.pieces():
-            if out := stage.feed(data):
+            try:
+                out = stage.feed(data)
+            except NoJson as error:
+                if error.before:
+                    yield error.before
+                raise
+            if out:
                 yield out
         if out := stage.flush():
             yield out

@@ -19,6 +19,15 @@ from streaming.stream_end import StreamEnd
 _CARRIAGE_RETURN, _LINE_FEED = b"\r\n"
 
 
+class NoJson(UpstreamFailed):
+    """An event's data is no JSON. `before`: what comes of those that came with it, before it."""
+
+    before = b""
+
+    def __init__(self) -> None:
+        super().__init__("The upstream sent something that is no JSON.")
+
+
 class ScrubbedEvents:
     """The events without think tags; those that no tag may touch are as they came, and unread."""
 
@@ -37,7 +46,7 @@ class ScrubbedEvents:
         return self._parser.holds
 
     def feed(self, data: bytes) -> bytes:
-        """Raises UpstreamFailed."""
+        """Raises NoJson, UpstreamFailed."""
         if self._plain and _CARRIAGE_RETURN in data:
             self._plain = False
         if self._plain and not self._parser.holds and data.endswith(b"\n\n"):
@@ -52,7 +61,7 @@ class ScrubbedEvents:
     def feed_frames(self, data: bytes) -> tuple[bytes, int]:
         """The frames that `data` begins with, each with whole events, scrubbed; and where they end.
 
-        Raises UpstreamFailed.
+        Raises NoJson, with frames before it.
         """
         if not self._plain:
             return b"", 0
@@ -69,7 +78,7 @@ class ScrubbedEvents:
     def _read(self, events: list[SseEvent]) -> bytes:
         for event in events:
             self.end.see(event.raw)
-        return b"".join(map(self._scrubbed_event, events))
+        return self._scrubbed_events(events)
 
     def _some(self, data: bytes, framing: type["_Bare"]) -> tuple[bytes, int]:
         """Whole events, of which only those are read around which a tag may be; and where they end."""
@@ -91,7 +100,12 @@ class ScrubbedEvents:
             event, position = found
             if not begin <= opener < position and scrubber.passes(event):
                 out.append(data[begin:position])
-            elif read := self._read_some(event):
+            else:
+                try:
+                    read = self._read_some(event)
+                except NoJson as error:
+                    error.before = b"".join((*out, framing.wrapped(error.before)))
+                    raise
                 out.append(framing.wrapped(read))
         return b"".join(out), position
 
@@ -99,7 +113,16 @@ class ScrubbedEvents:
         data = events[6:-2]
         if events[:6] == b"data: " and _LINE_FEED not in data and _CARRIAGE_RETURN not in data:
             return self._scrubbed(events, data)
-        return b"".join(map(self._scrubbed_event, self._parser.feed(events)))
+        return self._scrubbed_events(self._parser.feed(events))
+
+    def _scrubbed_events(self, events: list[SseEvent]) -> bytes:
+        out: list[bytes] = []
+        try:
+            out.extend(map(self._scrubbed_event, events))  # as far as it gets
+        except NoJson as error:
+            error.before = b"".join(out)
+            raise
+        return b"".join(out)
 
     def _scrubbed_event(self, event: SseEvent) -> bytes:
         data = event.data
@@ -108,7 +131,7 @@ class ScrubbedEvents:
         return self._scrubbed(event.raw, data)
 
     def _scrubbed(self, raw: bytes, data: bytes) -> bytes:
-        """One event, scrubbed. Raises UpstreamFailed for what is no JSON."""
+        """One event, scrubbed. Raises NoJson."""
         if data == b"[DONE]":
             return self._tails() + raw
         try:
@@ -126,7 +149,7 @@ class ScrubbedEvents:
         try:
             chunk = decode_json(data)
         except ValueError:
-            raise UpstreamFailed("The upstream sent something that is no JSON.") from None
+            raise NoJson from None
         if not isinstance(chunk, dict):
             return raw
         self._last_read = b""

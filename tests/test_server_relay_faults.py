@@ -469,3 +469,39 @@ async def test_events_before_what_cannot_be_read_come_before_the_error(
         assert text_of(events, "content") == "ab <cd"
         assert [("error" in event) for event in events].count(True) == 1
         assert "error" in events[-2]
+
+
+def in_frames_of_their_own(events: list[bytes]) -> bytes:
+    return HEAD + framed(*events)
+
+
+def in_one_frame(events: list[bytes]) -> bytes:
+    return HEAD + framed(b"".join(events))
+
+
+def without_frames(events: list[bytes]) -> bytes:
+    return HEAD.replace(b"Transfer-Encoding: chunked", b"Connection: close") + b"".join(events)
+
+
+@pytest.mark.parametrize("sent", [in_frames_of_their_own, in_one_frame, without_frames])
+@pytest.mark.parametrize("text", ["b", "<think>b</think>"])
+@pytest.mark.parametrize("blank_line", [b"\n\n", b"\r\n\r\n"])
+async def test_events_before_one_that_is_no_json_come_before_the_error(
+    make_gateway: MakeGateway,
+    sent: Callable[[list[bytes]], bytes],
+    text: str,
+    blank_line: bytes,
+) -> None:
+    events = [sse(chunk(content="a")), sse(chunk(content=text)), b'data: {"<\n\n', sse(FINISH)]
+    written = sent([event.replace(b"\n\n", blank_line) for event in events])
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(written)
+        await reader.read()
+
+    async with raw_upstream(answer) as base:
+        gateway = await make_gateway(upstream_base=base)
+        _, _, raw = await read_raw(gateway, NOTHINK | {"stream": True})
+        told = events_of(raw)
+        assert text_of(told[:-2], "content") == "ab"
+        assert "no JSON" in told[-2]["error"]["message"]

@@ -14,7 +14,11 @@ export class RunStore {
 
   put(runs) {
     const heard = performance.now();
-    for (const run of runs) this.#runs.set(run.id, { ...run, heard });
+    for (const run of runs) {
+      // In the order in which they came, or ended: times are whole seconds.
+      if (!isActive(run) && isActive(this.#runs.get(run.id) ?? run)) this.#runs.delete(run.id);
+      this.#runs.set(run.id, { ...run, heard });
+    }
     for (const run of this.sorted(false).slice(MAX_ENDED)) this.#runs.delete(run.id);
   }
 
@@ -26,7 +30,7 @@ export class RunStore {
   sorted(active) {
     const found = [...this.#runs.values()].filter((run) => isActive(run) === active);
     const time = active ? (run) => run.created : (run) => run.ended;
-    return found.sort((a, b) => time(b) - time(a) || (a.id < b.id ? 1 : -1));
+    return found.reverse().sort((a, b) => time(b) - time(a));
   }
 
   sums() {
