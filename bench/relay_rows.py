@@ -65,6 +65,12 @@ _GOALS = {
         "events alone, scrubbed, no tag", Work("lockstep", scrubbed=True), 1.25, ALONE
     ),
 }
+_CUT = {
+    "cut": Row("burst cut by the network, verbatim", Work("cut")),
+    "cut-scrubbed": Row(
+        "burst cut by the network, scrubbed, thoughts", Work("cut", "thoughts", scrubbed=True)
+    ),
+}
 _ACCEL = {
     "alone-accel": Row("events alone, X-Accel-Redirect", ALONE, 1.3, through="accel"),
     "burst-accel": Row("burst, X-Accel-Redirect", BURST, 1.3, through="accel"),
@@ -80,7 +86,7 @@ _CLIENTS = {
     for name, row in _GOALS.items()
     if row.base is None
 }
-ROWS = _GOALS | _ACCEL | _CLIENTS
+ROWS = _GOALS | _CUT | _ACCEL | _CLIENTS
 _TITLES = ("µs per", "base", "gateway", "ratio", "goal", "bare", "bytes", "requests/s")
 
 

@@ -15,6 +15,9 @@ from bench.relay_work import MODEL, PLAIN, STREAMS, Stream
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+# What TCP sends at once over Ethernet before it hears from the other side (RFC 6928), and when it sends more.
+WINDOW_BYTES = 10 * 1448
+WINDOW_SECONDS = 0.002
 _ASKED = re.compile(rb"bench (\w+) (\w+) (\d+)")
 _COMMON = (
     b"HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
@@ -87,12 +90,22 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.write(PLAIN_REPLY)
         elif pace == "burst":
             self._transport.write(BURSTS[name])
+        elif pace == "cut":
+            self._write_cut(BURSTS[name])
         else:
             self._stream = STREAMS[name]
             self._upstreams[client] = self
             self.sent = 1
             self.sent_at = time.perf_counter_ns()
             self._transport.write(STREAM_HEAD + self._stream.frames[0])
+
+    def _write_cut(self, rest: bytes) -> None:
+        """As it comes over a real network: a window's worth at a time, whatever ends there."""
+        if self._transport is not None:
+            self._transport.write(rest[:WINDOW_BYTES])
+            if len(rest) > WINDOW_BYTES:
+                loop = asyncio.get_running_loop()
+                loop.call_later(WINDOW_SECONDS, self._write_cut, rest[WINDOW_BYTES:])
 
     @property
     def has_more(self) -> bool:

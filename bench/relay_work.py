@@ -161,7 +161,7 @@ PLAIN = plain_body()
 
 @dataclass(frozen=True)
 class Work:
-    """What a client asks for. `pace`: burst, lockstep, plain or idle; `stream` names a Stream."""
+    """What a client asks for. `pace`: burst, cut, lockstep, plain or idle; `stream` names a Stream."""
 
     pace: str
     stream: str = "words"

@@ -51,15 +51,26 @@ class ChunkedFrames:
         self.ended = self.ended or is_last
         return is_last
 
-    def feed_aligned(self, data: bytes) -> bytes | None:
-        """The frames themselves, where all are whole and end with an event; else None, and nothing
-        was taken. Raises FramingError.
-        """
-        boundary, walked, ended = self._walk(data, None)
-        if walked != boundary or not (ended or boundary == len(data)):
+    def missing(self, data: bytes) -> int | None:
+        """How many bytes of what comes next belong to the unfinished frame; None where that is not known."""
+        held = self._held
+        head = held[:MAX_SIZE_LINE] if b"\r\n" in held else held + data[:MAX_SIZE_LINE]
+        line_end = head.find(b"\r\n", 0, MAX_SIZE_LINE)
+        if line_end == -1:
             return None
-        self.ended = ended
-        return data if boundary == len(data) else data[:boundary]
+        try:
+            size = _size_of(bytes(head[:line_end]))
+        except FramingError:
+            return None  # `feed` says so
+        return line_end + size + 4 - len(held) if size else None
+
+    def feed_aligned(self, data: bytes) -> tuple[bytes, bytes]:
+        """The whole frames, up to where an event ends with one; and what is left to be fed. Raises FramingError."""
+        boundary, walked, ended = self._walk(data, None)
+        if ended and walked == boundary:
+            self.ended = True
+            return data[:boundary], b""
+        return data[:boundary], data[boundary:]
 
     def feed(self, data: bytes) -> bytes:
         """The payload of the frames that are whole. Raises FramingError."""

@@ -7,6 +7,7 @@ where the stream was not complete. `DirectEvents` is a stage on chunked frames.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from streaming.chunk_framing import (
@@ -147,7 +148,7 @@ class DirectEvents:
         return on_read
 
     def feed(self, data: bytes) -> bytes:
-        """Raises UpstreamFailed."""
+        """What goes on of it. What is wrong ends the stream: `flush` raises it."""
         run_end = 0
         if self._aligned is not None and (self._passes is None or self._passes(data)):
             run_end = self._run(data).end()
@@ -177,42 +178,58 @@ class DirectEvents:
         return self._framed is not None and not self.stage.holds and self._framed.end.is_said
 
     def _feed(self, data: bytes, run_end: int) -> bytes:
-        """`run_end`: so far it passes in whole events. Raises UpstreamFailed."""
-        stage, walker, aligned = self.stage, self._frames, self._aligned
-        out = b""
+        """`run_end`: so far it passes in whole events."""
+        aligned = self._aligned
+        if aligned is None:
+            return self._feed_cut(data)
+        out, rest = b"", data
+        if run_end:
+            out, rest = data[:run_end], data[run_end:]
+            aligned.end.see_frames(out)
         if isinstance(aligned, ScrubbedEvents):
-            if run_end:
-                out = data[:run_end]
-                aligned.end.see_frames(out)
-            else:
-                try:
-                    out, run_end = aligned.feed_frames(data)
-                except NoJson as error:
-                    self._fault = error
-                    return error.before
-            if run_end == len(data):
-                return out
-            data = data[run_end:]
-        elif aligned is not None:
             try:
-                frames = walker.feed_aligned(data)
-            except FramingError:
-                frames = None  # with what came before it, below
-            if frames is not None:
+                frames, end = aligned.feed_frames(rest)
+            except NoJson as error:
+                self._fault = error
+                return out + error.before
+            out, rest = out + frames, rest[end:]
+        else:
+            with suppress(FramingError):  # with what came before it, below
+                frames, rest = self._frames.feed_aligned(rest)
                 aligned.end.see_frames(frames)
-                return frames
+                out += frames
+        return out + self._payload(rest) if rest else out
+
+    def _feed_cut(self, data: bytes) -> bytes:
+        """What follows a read that ended within a frame, or a frame that ended within an event: once they are whole,
+        the rest is as usual.
+        """
+        cut = self._frames.missing(data)
+        if cut is None or cut >= len(data) or self._framed is None:
+            return self._payload(data)
+        out = self._payload(data[:cut])
+        if self._fault is not None:
+            return out
+        rest = data[cut:]
+        if self._frames.is_clear and not self.stage.holds:
+            self._aligned = self._framed
+            return out + self.feed(rest)
+        return out + self._payload(rest)
+
+    def _payload(self, data: bytes) -> bytes:
+        """What becomes of the frames' payload, in one frame."""
         try:
-            payload = walker.feed(data)
+            payload = self._frames.feed(data)
         except FramingError as error:
             self._fault = UpstreamFailed(f"The upstream sent what cannot be read: {error}.")
             payload = error.before
         if not payload:
-            return out
+            return b""
         try:
-            events = stage.feed(payload)
-        except NoJson as error:
-            self._fault, events = error, error.before
-        return out + frame_of(events)
+            return frame_of(self.stage.feed(payload))
+        except UpstreamFailed as error:
+            self._fault = error
+            return frame_of(error.before) if isinstance(error, NoJson) else b""
 
     def flush(self) -> bytes:
         """What is left at the end. Raises UpstreamFailed where it cannot be read, or is not complete."""

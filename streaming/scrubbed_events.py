@@ -92,7 +92,7 @@ class ScrubbedEvents:
                 opener = openers.next(position)
                 begin = framing.begin_of(data, position, opener)
                 out.append(data[position:begin])
-                if begin == length or opener == length:
+                if begin == length:
                     return b"".join(out), begin
             found = framing.first(data, begin)
             if found is None:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -237,6 +239,52 @@ def test_what_looks_like_a_frames_end_within_one_is_left_where_it_is(
     frames = b"".join(direct.feed(piece) for piece in pieces_of(framed, rng)) + direct.flush()
     assert direct.ended
     assert texts_of(payload_of(frames), 1) == [scrub(text)]
+
+
+@pytest.mark.parametrize("scrubbed", [False, True])
+def test_reads_that_are_cut_within_a_frame_go_on_as_the_very_bytes(scrubbed: bool) -> None:
+    """Over a network a read ends anywhere."""
+    parts = [said(0, "a"), said(0, "é" * 700), said(0, "b"), said(0, "c", "stop")]
+    frames = b"".join(map(frame_of, parts))
+    raw = frames + b"0\r\n\r\n"
+    for first in range(1, len(frames)):
+        for second in {first + 1, first + 40, len(frames), len(frames) + 2, len(raw)}:
+            stage = ScrubbedEvents(DeltaScrubber(), 1) if scrubbed else VerbatimEvents(1)
+            direct = DirectEvents(stage)
+            reads = [raw[:first], raw[first:second], raw[second:]]
+            out = b"".join(direct.feed(read) for read in reads if read)
+            assert direct.ended_cleanly
+            assert (out if direct.has_last else out + b"0\r\n\r\n") == raw
+            assert direct.flush() == b""
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many functions are called, Python's and C's."""
+    calls = 0
+
+    def count(_frame: object, kind: str, _arg: object) -> None:
+        nonlocal calls
+        calls += kind in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("scrubbed", [False, True])
+def test_a_read_that_is_cut_costs_no_more_for_each_of_its_events(scrubbed: bool) -> None:
+    def cost(events: int) -> int:
+        frames = frame_of(said(0, "a")) * events
+        stage = ScrubbedEvents(DeltaScrubber(), 1) if scrubbed else VerbatimEvents(1)
+        direct = DirectEvents(stage)
+        return calls_of(
+            lambda: [direct.feed(frames[:-60]), direct.feed(frames[-60:] + frames[:-9])]
+        )
+
+    assert cost(500) == cost(5)
 
 
 class FakeTransport(asyncio.Transport):
