@@ -204,8 +204,8 @@ class DirectEvents:
         """What follows a read that ended within a frame, or a frame that ended within an event: once they are whole,
         the rest is as usual.
         """
-        cut = self._frames.missing(data)
-        if cut is None or cut >= len(data) or self._framed is None:
+        cut = self._frames.missing(data) if self._framed is not None else None
+        if cut is None or cut >= len(data):
             return self._payload(data)
         out = self._payload(data[:cut])
         if self._fault is not None:
