@@ -113,7 +113,11 @@ class ScrubbedEvents:
         data = events[6:-2]
         if events[:6] == b"data: " and _LINE_FEED not in data and _CARRIAGE_RETURN not in data:
             return self._scrubbed(events, data)
-        return self._scrubbed_events(self._parser.feed(events))
+        rest = events.rstrip(b"\n")
+        if not rest:  # more blank lines than are needed
+            return events
+        more = b"\n" * (len(events) - len(rest) - 2)
+        return self._scrubbed_events(self._parser.feed(rest + b"\n\n")) + more
 
     def _scrubbed_events(self, events: list[SseEvent]) -> bytes:
         out: list[bytes] = []
@@ -153,7 +157,10 @@ class ScrubbedEvents:
         if not isinstance(chunk, dict):
             return raw
         self._last_read = b""
-        return b"".join(map(_event_of, self._scrubber.feed(chunk)))
+        read = self._scrubber.feed(chunk)
+        if len(read) == 1 and read[0] is chunk:
+            return raw
+        return b"".join(map(_event_of, read))
 
     def _tails(self) -> bytes:
         """What is held, in events of its own."""
@@ -176,8 +183,9 @@ class _Bare:
 
     @staticmethod
     def first(data: bytes, start: int) -> tuple[bytes, int] | None:
-        """The event at `start`, and where it ends."""
-        end = data.find(b"\n\n", start) + 2
+        """The event at `start`, and where it ends; or a line feed more than a blank line needs, at the end."""
+        at = data.find(b"\n\n", start)
+        end = at + 2 if at != -1 else len(data)
         return data[start:end], end
 
     @staticmethod

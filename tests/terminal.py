@@ -55,6 +55,16 @@ class Terminal:
         """Its exit code."""
         return await asyncio.to_thread(self.process.wait, seconds)
 
+    async def left_at_its_prompt(self) -> int:
+        """Press Ctrl-C, and again after a while as a person would: between the prompt's drawing and its waiting for
+        keys, CPython's readline sees no signal before the next key. The exit code.
+        """
+        for _ in range(10):
+            self.type(CTRL_C)
+            with suppress(subprocess.TimeoutExpired):
+                return await self.ended(3)
+        raise AssertionError(f"it goes on: {self.screen[-3000:]!r}")
+
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
         os.close(self._fd)

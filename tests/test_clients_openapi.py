@@ -93,8 +93,7 @@ async def test_the_document_is_served_with_the_types_of_the_code(make_gateway: M
 
 
 async def schemathesis(gateway: Gateway, folder: Path, *options: str) -> int:
-    """Run it with these options; how many cases passed. Fails where it finds fault. `folder` is made."""
-    folder.mkdir()
+    """Run it with these options; how many cases passed. Fails where it finds fault."""
     process = await asyncio.create_subprocess_exec(
         *python_of("openai1"),
         *("-m", "schemathesis.cli", "run", gateway.base + "/openapi.json"),
@@ -122,7 +121,7 @@ async def schemathesis(gateway: Gateway, folder: Path, *options: str) -> int:
 
 @pytest.mark.timeout(600)
 async def test_schemathesis_finds_no_5xx_and_no_undocumented_shape_in_2000_cases(
-    upstream: FakeUpstream, make_gateway: MakeGateway, tmp_path: Path
+    upstream: FakeUpstream, make_gateway: MakeGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     upstream.handler = any_reply
     gateway = await make_gateway()
@@ -130,8 +129,8 @@ async def test_schemathesis_finds_no_5xx_and_no_undocumented_shape_in_2000_cases
     but = ("--exclude-path", "/stream-check", "--exclude-path", "/runs/events")
     path = ("--include-path", "/chat/completions")
     everywhere, chat = await asyncio.gather(  # each has a core to itself
-        schemathesis(gateway, tmp_path / "everywhere", "--max-examples", "30", *but),
-        schemathesis(gateway, tmp_path / "chat", "--max-examples", "600", *path),
+        schemathesis(gateway, tmp_path_factory.mktemp("all"), "--max-examples", "30", *but),
+        schemathesis(gateway, tmp_path_factory.mktemp("chat"), "--max-examples", "600", *path),
     )
     print(f"schemathesis --seed {SEED}: {everywhere} cases everywhere, {chat} on chat completions")
     assert everywhere + chat >= CASES

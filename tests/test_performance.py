@@ -119,7 +119,9 @@ def test_relaying_costs_no_more(name: str, what: str, relayed: dict[str, Counted
 # As measured: instructions in turns of the reference loop, and allocations; and what more may be.
 EXECUTED: dict[str, Counts] = {
     "alone": Counts(0.35, 5.9),
-    "burst": Counts(25.7, 327),
+    "burst": Counts(
+        25.7 if sys.version_info >= (3, 11, 5) else 34, 327
+    ),  # by the pattern of frames
     "alone-scrubbed": Counts(0.56, 9.8),
     "burst-scrubbed": Counts(61, 1045),
     "plain": Counts(15.6, 269),

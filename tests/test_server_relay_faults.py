@@ -505,3 +505,25 @@ async def test_events_before_one_that_is_no_json_come_before_the_error(
         told = events_of(raw)
         assert text_of(told[:-2], "content") == "ab"
         assert "no JSON" in told[-2]["error"]["message"]
+
+
+@BOTH
+@pytest.mark.parametrize("sent", [in_frames_of_their_own, in_one_frame, without_frames])
+@pytest.mark.parametrize("opener", ["", "<think>"])
+async def test_more_blank_lines_than_are_needed_do_no_harm(
+    make_gateway: MakeGateway,
+    ask: dict[str, Any],
+    sent: Callable[[list[bytes]], bytes],
+    opener: str,
+) -> None:
+    events = [sse(chunk(content=f"{opener}hello")), sse(FINISH), DONE]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent([event + b"\n" for event in events]))
+
+    async with raw_upstream(answer) as base:
+        gateway = await make_gateway(upstream_base=base)
+        async with asyncio.timeout(20):
+            status, _, raw = await read_raw(gateway, ask | {"stream": True})
+        said = text_of(events_of(raw), "content")
+        assert (status, said) == (200, "hello" if ask is NOTHINK else f"{opener}hello")

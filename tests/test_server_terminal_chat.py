@@ -76,10 +76,10 @@ async def test_reasoning_is_seen_live_and_ctrl_c_ends_the_run_at_the_server(
         upstream.handler = scripted(lambda _: ANSWER)
         shown.type("again" + ENTER)
         await shown.see("391")
+        await shown.see("10 + 5 tokens")
         await shown.see("> ")
         assert "never run" not in str(upstream.bodies()[-1])  # a stopped question leaves no trace
-        shown.type(CTRL_C)
-        assert await shown.ended() == 130
+        assert await shown.left_at_its_prompt() == 130
     history = tmp_path / "smolgate" / "chat_history"
     assert history.read_text().splitlines()[-2:] == ["What is 17 * 23?", "again"]
     assert history.stat().st_mode & 0o777 == 0o600

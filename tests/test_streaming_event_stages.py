@@ -287,6 +287,33 @@ def test_a_read_that_is_cut_costs_no_more_for_each_of_its_events(scrubbed: bool)
     assert cost(500) == cost(5)
 
 
+def test_an_event_in_which_nothing_changes_stays_as_it_is_though_it_was_read() -> None:
+    plain = b'id: 7\nevent: chunk\ndata: { "choices" : [{"index": 0,\ndata: "delta": {"content": "x &lt; y"}}]}\n\n'
+    assert ScrubbedEvents(DeltaScrubber(), 0).feed(plain) == plain
+    direct = DirectEvents(ScrubbedEvents(DeltaScrubber(), 0))
+    assert direct.feed(frame_of(plain)) == frame_of(plain)
+
+
+@settings(max_examples=300)
+@given(TEXT, st.sampled_from(["tags", "block", "reasoning"]), st.randoms(use_true_random=False))
+def test_more_blank_lines_than_are_needed_change_nothing(
+    text: str, mode: Mode, rng: random.Random
+) -> None:
+    blocks = stream_of([text], rng).split(b"\n\n")[:-1]
+    parts = [block + b"\n" * rng.randint(2, 5) for block in blocks]
+    raw = b"".join(parts)
+    wanted = scrub(text, mode=mode)
+    stage = ScrubbedEvents(DeltaScrubber(mode), finishes=1)
+    pieces = parts if rng.random() < 0.5 else pieces_of(raw, rng)
+    out = b"".join(stage.feed(piece) for piece in pieces) + stage.flush()
+    assert texts_of(out, 1) == [wanted]
+    framed_bytes = b"".join(map(frame_of, pieces)) + b"0\r\n\r\n"
+    reads = [framed_bytes] if rng.random() < 0.5 else pieces_of(framed_bytes, rng)
+    direct = DirectEvents(ScrubbedEvents(DeltaScrubber(mode), finishes=1))
+    frames = b"".join(direct.feed(read) for read in reads) + direct.flush()
+    assert texts_of(payload_of(frames.removesuffix(b"0\r\n\r\n")), 1) == [wanted]
+
+
 class FakeTransport(asyncio.Transport):
     """Keeps what is written."""
 
