@@ -15,13 +15,15 @@ from aiohttp.http_writer import HttpVersion11
 
 from streaming.http_head import head_of
 
-# RFC 9110, 6.4.1: these have no body.
-_NO_BODY = frozenset({204, 205, 304})
+# RFC 9110, 8.6: these tell none.
+_NO_LENGTH = frozenset({204, 304})
 
 
 def has_body(request: web.BaseRequest, status: int) -> bool:
-    """Whether the reply to this request has one; else aiohttp knows what its head holds."""
-    return request.method != "HEAD" and status >= 200 and status not in _NO_BODY
+    """Whether the reply to this request tells a length and has a body, which may be empty; else aiohttp knows
+    what its head holds.
+    """
+    return request.method != "HEAD" and status >= 200 and status not in _NO_LENGTH
 
 
 class BareResponse(web.StreamResponse):

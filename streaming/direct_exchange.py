@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from streaming.failures import UpstreamFailed
+from streaming.http_head import has_control
 from streaming.reply_head import ReplyHead, ordinary_head
 from streaming.upstream_reply import (
     OnData,
@@ -256,6 +257,9 @@ class DirectReply(UpstreamReply):
             return
         if message.code == 101:
             self.broke(aiohttp.ClientPayloadError("it switches protocols without being asked"))
+        if has_control(message.headers):
+            self.broke(aiohttp.ClientPayloadError("a header holds a control character"))
+            return
         if message.code < 200:
             return
         self._reader = reader

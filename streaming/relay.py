@@ -18,6 +18,7 @@ from sanitize.payload import scrub_reply
 from sanitize.think import Mode
 from streaming.event_stages import DirectEvents, VerbatimEvents
 from streaming.failures import UpstreamFailed, UpstreamRefused
+from streaming.http_head import NO_BODY
 from streaming.json_codec import decode_json, encode_json
 from streaming.scrubbed_events import NoJson, ScrubbedEvents
 from streaming.upstream_errors import error_text
@@ -191,8 +192,10 @@ async def relayed_reply(
     content_type = reply.content_type
     whole: bytes | None = None
     events: DirectEvents | None = None
+    if status in NO_BODY:  # what came all the same would be taken for another reply
+        whole = b""
     # Compressed events cannot be told apart: they go on as any other body does.
-    if content_type == "text/event-stream" and (decoded or "Content-Encoding" not in headers):
+    elif content_type == "text/event-stream" and (decoded or "Content-Encoding" not in headers):
         events = DirectEvents(
             VerbatimEvents(finishes)
             if scrub is None

@@ -14,6 +14,8 @@ from multidict import CIMultiDictProxy
 
 from streaming.chat_response import ChatResponse
 from streaming.event_stages import DirectEvents, VerbatimEvents
+from streaming.failures import UpstreamFailed
+from streaming.http_head import NO_BODY
 from streaming.relay import (
     DECODED_NOT_RELAYED_DOWN,
     NOT_RELAYED_UP,
@@ -164,6 +166,8 @@ class _BegunReply(UpstreamReply):
 
 
 async def _translated(reply: UpstreamReply, request_id: str, ask: ResponseAsk) -> Relayed:
+    if reply.status in NO_BODY:
+        raise UpstreamFailed(f"The upstream answered with status {reply.status}, and no reply.")
     headers = relayed_headers(reply.headers, _NOT_TRANSLATED_DOWN)
     headers.append(("x-request-id", request_id))
     begun, keep = ask.begun()

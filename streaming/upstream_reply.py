@@ -16,6 +16,7 @@ import aiohttp
 from multidict import CIMultiDictProxy
 
 from streaming.failures import UpstreamFailed
+from streaming.http_head import has_control
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class PublicReply(UpstreamReply):
 
     async def head(self) -> None:
         """It is there: aiohttp's session waits for it."""
+        if has_control(self.headers):
+            raise broken_off(aiohttp.ClientPayloadError("a header holds a control character"))
 
     @property
     def progress(self) -> int:

@@ -1,6 +1,7 @@
 """Upstreams that cannot be reached, say nothing, or say too much: each is told as what it is."""
 
 import asyncio
+import http.client
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -527,3 +528,68 @@ async def test_more_blank_lines_than_are_needed_do_no_harm(
             status, _, raw = await read_raw(gateway, ask | {"stream": True})
         said = text_of(events_of(raw), "content")
         assert (status, said) == (200, "hello" if ask is NOTHINK else f"{opener}hello")
+
+
+@BOTH
+@pytest.mark.parametrize("status", [204, 205])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses"])
+async def test_a_body_where_none_may_be_is_not_taken_for_the_next_reply(
+    make_gateway: MakeGateway, ask: dict[str, Any], status: int, stream: bool, path: str
+) -> None:
+    """The next on that connection may be somebody else's, behind a proxy."""
+    body = ask | {"stream": stream, "input": "go", "store": False}
+    if path == "/responses":
+        del body["messages"]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = HEAD.replace(b"200 OK", b"%d No" % status)
+        writer.write(head + framed(sse(chunk(content="hello")), sse(FINISH), DONE) + b"0\r\n\r\n")
+
+    async with raw_upstream(answer) as base:
+        gateway = await make_gateway(upstream_base=base)
+        said = await asyncio.to_thread(ask_twice, gateway.base, f"/v1{path}", json.dumps(body))
+        for told, text, health in said:
+            assert health == 200
+            if told == 502:
+                assert "no reply" in json.loads(text)["error"]["message"]
+                assert (path, ask) == ("/responses", NOTHINK)
+            else:
+                assert (told, text) == (status, b"")
+
+
+def ask_twice(base: str, path: str, body: str) -> list[tuple[int, bytes, int]]:
+    """Each time what is answered, and the status of a healthy reply behind it, all on one connection."""
+    connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=20)
+    said = []
+    try:
+        for _ in range(2):
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            text = reply.read()
+            connection.request("GET", "/healthz")
+            health = connection.getresponse()
+            health.read()
+            said.append((reply.status, text, health.status))
+    finally:
+        connection.close()
+    return said
+
+
+@pytest.mark.parametrize("character", [b"\x01", b"\x7f"])
+async def test_a_header_that_nobody_may_send_is_the_upstreams_fault(
+    make_gateway: MakeGateway, character: bytes
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        odd = b"X-Odd: a" + character + b"b\r\n"
+        writer.write(b"HTTP/1.1 200 OK\r\n" + odd + b"Content-Length: 2\r\n\r\n{}")
+        await reader.read()
+
+    async with raw_upstream(answer) as base:
+        gateway = await make_gateway(upstream_base=base)
+        for method, path in (("POST", "/chat/completions"), ("GET", "/files")):
+            url = f"{gateway.base}/v1{path}"
+            data = ASK if method == "POST" else None
+            async with gateway.session.request(method, url, json=data) as reply:
+                assert reply.status == 502
+                assert (await reply.json())["error"]["code"] == "upstream_failed"
