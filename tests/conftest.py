@@ -107,7 +107,8 @@ class Reads:
 
     def note(self, handler: DirectHandler, data: bytes) -> None:
         """Called with what every read of a gateway's client socket brought, framing and all."""
-        assert handler.transport is not None
+        if handler.transport is None:  # aiohttp's parser goes on with what it held back
+            return
         self.bytes_at_port[handler.transport.get_extra_info("sockname")[1]] += len(data)
         self._moved.set()
         body = data.partition(b"\r\n\r\n")[2] if data.startswith(b"HTTP/") else data
