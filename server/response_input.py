@@ -81,7 +81,7 @@ def items_of(
     for index, item in enumerate(given):
         place = f"{where}.{index}"
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
-        if kind not in ITEM_TYPES:
+        if not isinstance(kind, str) or kind not in ITEM_TYPES:
             raise refusal(
                 f"{place}.type", f"must be one of {', '.join(ITEM_TYPES)}, not {str(kind)[:64]}"
             )
@@ -91,7 +91,7 @@ def items_of(
                 raise refusal(f"{place}.id", "is the id of no item that is known here")
             items.append(known[item["id"]])
             continue
-        kept = {"type": kind} | item
+        kept: Json = {"type": kind} | item
         kept["id"] = _id_of(item, place) or f"{_PREFIXES[kind]}_{stem}_in{index}"
         kept.setdefault("status", "completed")
         if kind == "message":

@@ -1,4 +1,4 @@
-"""Ten thousand bodies that no client would send: none is a 5xx, and the server goes on.
+"""Ten thousand bodies that no client would send, and five thousand more of Responses: none is a 5xx, and the server goes on.
 
 The seed is fixed and printed; FUZZ_SEED sets another.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import random
 from collections import Counter
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -47,15 +48,68 @@ SEEDS: tuple[dict[str, Any], ...] = (
         "n": 1,
     },
 )
+RESPONSES = 5_000
+RESPONSE_PATHS = ("/v1/responses",) * 6 + (
+    *("/v1/conversations", "/v1/conversations/conv_1", "/v1/conversations/conv_1/items"),
+    *("/v1/streams/lookup", "/v1/responses/resp_1/cancel"),
+)
+RESPONSE_SEEDS: tuple[dict[str, Any], ...] = (
+    {"input": "hi", "store": False},
+    {"input": "hi", "background": True, "model": "code-writing-agent"},
+    {"items": [{"type": "message", "role": "user", "content": "hi"}], "metadata": {"a": "b"}},
+    {"conversation_ids": ["a", "b"]},
+    {
+        "stream": True,
+        "instructions": "Be brief.",
+        "input": [
+            {"role": "user", "content": "a"},
+            {
+                "type": "message",
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "b"}],
+            },
+            {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "1", "output": "c"},
+            {"type": "reasoning", "id": "r", "summary": []},
+            {
+                "type": "code_interpreter_call",
+                "id": "ci_1",
+                "code": "x",
+                "outputs": [{"logs": "x"}],
+            },
+            {"type": "item_reference", "id": "msg_1"},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "hi"},
+                    {"type": "input_image", "image_url": "data:image/png;base64,aGVsbG8="},
+                ],
+            },
+        ],
+        "temperature": 0.5,
+        "max_output_tokens": 16,
+        "tools": [
+            {"type": "function", "name": "f", "parameters": {}},
+            {"type": "code_interpreter", "container": {"type": "auto"}},
+        ],
+        "text": {"format": {"type": "json_object"}},
+        "reasoning": {"effort": "low"},
+        "include": ["code_interpreter_call.outputs"],
+        "previous_response_id": "resp_1",
+        "conversation": "conv_1",
+        "store": True,
+        "metadata": {"a": "b"},
+    },
+)
 ODD: tuple[Any, ...] = (
     *(None, True, 0, -1, 1e308, 2**63, 10**30, "", "x" * 300, "\U0001f600\u2028\x00", "</think>"),
     *([], {}, [[]], [None], {"": None}, [{"role": "user"}], {"type": "text"}, {"id": 5}),
 )
 
 
-def odd_body(chance: random.Random) -> bytes:
+def odd_body(chance: random.Random, seeds: Sequence[dict[str, Any]]) -> bytes:
     """A body made of a good one, then spoiled: values, names, bytes, its end."""
-    value = deepcopy(chance.choice(SEEDS))
+    value = deepcopy(chance.choice(seeds))
     value["model"] = deepcopy(chance.choice(MODELS))
     for _ in range(chance.choice((0, 1, 1, 2, 3))):
         spoil(value, chance)
@@ -122,8 +176,17 @@ async def ask(gateway: Gateway, path: str, body: bytes) -> int:
 
 
 @pytest.mark.timeout(240)
-async def test_ten_thousand_odd_bodies_are_no_5xx_and_the_server_goes_on(
-    upstream: FakeUpstream, make_gateway: MakeGateway
+@pytest.mark.parametrize(
+    ("bodies", "paths", "seeds"),
+    [(BODIES, PATHS, SEEDS), (RESPONSES, RESPONSE_PATHS, RESPONSE_SEEDS)],
+    ids=["chat", "responses"],
+)
+async def test_odd_bodies_are_no_5xx_and_the_server_goes_on(
+    upstream: FakeUpstream,
+    make_gateway: MakeGateway,
+    bodies: int,
+    paths: Sequence[str],
+    seeds: Sequence[dict[str, Any]],
 ) -> None:
     upstream.handler = any_reply
     gateway = await make_gateway()
@@ -131,11 +194,11 @@ async def test_ten_thousand_odd_bodies_are_no_5xx_and_the_server_goes_on(
     print(f"FUZZ_SEED={seed}")
     chance = random.Random(seed)
     statuses: Counter[int] = Counter()
-    left = iter(range(BODIES))
+    left = iter(range(bodies))
 
     async def keep_asking() -> None:
         for number in left:
-            body, path = odd_body(chance), chance.choice(PATHS)
+            body, path = odd_body(chance, seeds), chance.choice(paths)
             try:
                 statuses[await ask(gateway, path, body)] += 1
             except Exception as error:
@@ -146,7 +209,7 @@ async def test_ten_thousand_odd_bodies_are_no_5xx_and_the_server_goes_on(
         for _ in range(AT_ONCE):
             group.create_task(keep_asking())
     print(dict(statuses))
-    assert statuses.total() == BODIES
-    assert statuses[200] > BODIES // 20 < statuses[400]  # neither side was left out
+    assert statuses.total() == bodies
+    assert statuses[200] > bodies // 20 < statuses[400]  # neither side was left out
     async with gateway.session.get(gateway.base + "/healthz") as response:
         assert await response.json() == {"ok": True}
