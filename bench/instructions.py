@@ -36,7 +36,7 @@ from bench.supervision import ask
 # So many requests of each client, after as many that warm it up.
 EACH = {"lockstep": 2, "burst": 8, "cut": 8, "plain": 16}
 ANSWER_SECONDS = 120
-ROW_NAMES = ("alone", "burst", "cut", "plain", "burst-scrubbed", "alone-scrubbed")
+ROW_NAMES = ("alone", "burst", "plain", "burst-scrubbed", "alone-scrubbed")
 # Printed by an agent's code: what they mean, how many in a run, and the seconds between two.
 PRINTED_ROWS = {
     "printed": ("a row of many that an agent prints", 5000, 0.0),

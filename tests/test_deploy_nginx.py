@@ -321,9 +321,25 @@ async def test_the_tcp_variant_works(upstream: FakeUpstream) -> None:
         assert await logged(server, "/v1/models/there") == "127.0.0.1"
 
 
+# For clients that ask without a pause.
+UNLIMITED = {"rate=20r/s": "rate=10000r/s", "burst=40": "burst=10000"}
+
+
+async def test_a_connection_bears_more_than_a_thousand_requests(upstream: FakeUpstream) -> None:
+    """By itself nginx ends it then, and httpx loses what is under way on it."""
+    with deployed(upstream.base, changes=UNLIMITED) as (_, nginx):
+        left = iter(range(2100))
+
+        async def keep_asking(client: httpx2.AsyncClient) -> None:
+            for _ in left:
+                assert (await client.get("/models")).status_code == 200
+
+        async with client_of(nginx) as client:
+            await asyncio.gather(*(keep_asking(client) for _ in range(4)))
+
+
 async def test_a_rolling_restart_is_not_felt_behind_nginx(upstream: FakeUpstream) -> None:
-    changes = {"rate=20r/s": "rate=10000r/s", "burst=40": "burst=10000"}
-    with deployed(upstream.base, "--workers", "2", changes=changes) as (server, nginx):
+    with deployed(upstream.base, "--workers", "2", changes=UNLIMITED) as (server, nginx):
         over, asked = asyncio.Event(), 0
 
         async def keep_asking(client: httpx2.AsyncClient) -> None:
@@ -334,8 +350,7 @@ async def test_a_rolling_restart_is_not_felt_behind_nginx(upstream: FakeUpstream
                 assert events_of(reply.content)[-1] == "[DONE]"
                 asked += 1
 
-        # nginx ends a connection after a thousand requests, which httpx bears in HTTP/1.1 alone.
-        async with client_of(nginx, http2=False) as client:
+        async with client_of(nginx) as client:
             askers = [asyncio.create_task(keep_asking(client)) for _ in range(4)]
             for round_ in (1, 2):
                 os.kill(server.process.pid, signal.SIGHUP)
